@@ -1,1 +1,37 @@
-//! placeholder
+//! omnitrace: where does the time of an LLM request go?
+//!
+//! ```text
+//!  Recorder ─► Queue ─► Assembler ─► Span ─► Delivery ─┬─► OTLP ─► Collector
+//!  (caller)           (exporter thread, one per process) └─► legacy log
+//! ```
+//! A [`Pipeline`] is one process's share of it. The offline converter feeds the
+//! same [`assembler`] from the legacy log.
+
+pub mod assembler;
+mod carry;
+pub mod clock;
+pub mod config;
+pub mod context;
+pub mod delivery;
+pub mod diagnostics;
+pub mod event;
+pub mod id;
+pub mod legacy_log;
+pub mod node;
+pub mod pipeline;
+mod queue;
+pub mod recorder;
+pub mod span;
+pub mod sse;
+pub mod value;
+pub mod vocabulary;
+
+pub use config::Config;
+pub use context::SpanContext;
+pub use delivery::Stats;
+pub use event::{Action, FreeSpan, Parent};
+pub use pipeline::Pipeline;
+pub use recorder::Recorder;
+pub use span::Span;
+pub use value::{Attribute, Value, ValueRef};
+pub use vocabulary::Vocabulary;

@@ -1,0 +1,503 @@
+//! The assembler: events of a request in, spans of its phases out.
+//!
+//! The same code runs live, where it sees the events of one process, and
+//! offline, where it sees all of them. A request is made of *visits*: one role
+//! on one node, entered with one context.
+//!
+//! ```text
+//!  request ─┬─ visit: proxy on 10.0.0.1
+//!           ├─ visit: prefill on 10.0.0.2, called by span 5f…   (a retry is
+//!           ├─ visit: prefill on 10.0.0.2, called by span 81…    another visit)
+//!           └─ visit: decode on 10.0.0.3
+//! ```
+
+mod visit;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::context::SpanContext;
+use crate::event::{ActionName, Event, FreeSpan, Parent};
+use crate::id::{SpanId, TraceId, canonical_request_id};
+use crate::span::{Link, PhaseOrigin, Source, Span, Status};
+use crate::value::Attribute;
+use crate::vocabulary::{PhaseId, RoleId, Vocabulary};
+
+use visit::Visit;
+
+/// Requests kept at once when live; beyond it the longest idle ones are closed.
+const MAX_REQUESTS: usize = 65_536;
+/// A request with nothing open is forgotten after this long without an event.
+const FORGET_FINISHED_NS: u64 = 60_000_000_000;
+/// An open SERVER or CLIENT span is given up after this long without an event.
+const GIVE_UP_OPEN_NS: u64 = 3_600_000_000_000;
+/// How often idle requests are looked for.
+const SWEEP_EVERY_NS: u64 = 10_000_000_000;
+
+/// How much of a request the assembler gets to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The events of one process: a phase is made where its end is seen.
+    Process,
+    /// The events of all processes.
+    Whole,
+}
+
+/// An event that became part of no span.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LooseEvent {
+    /// Canonical request id.
+    pub request_id: Arc<str>,
+    /// Action name.
+    pub action: Arc<str>,
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Which try.
+    pub occurrence: u16,
+    /// The context that came with the request.
+    pub context: Option<SpanContext>,
+    /// What else was known.
+    pub attributes: Vec<Attribute>,
+    /// Who recorded it.
+    pub source: Arc<Source>,
+}
+
+/// What came out since the caller last looked.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Finished spans.
+    pub spans: Vec<Span>,
+    /// Events without a span.
+    pub loose: Vec<LooseEvent>,
+    /// Spans that were not made because the trace is not sampled.
+    pub unsampled: u64,
+    /// Phases left out because they end before they start.
+    pub contradictory: u64,
+}
+
+/// Turns events into spans; bounded in memory.
+pub struct Assembler {
+    vocabulary: Arc<Vocabulary>,
+    scope: Scope,
+    requests: Vec<Option<Request>>,
+    free_slots: Vec<usize>,
+    /// Canonical ids and the aliases bound to them.
+    index: HashMap<Box<str>, usize>,
+    now: u64,
+    swept: u64,
+    /// Requests with a main phase to emit at the next [`Assembler::settle`].
+    closing: Vec<usize>,
+}
+
+struct Request {
+    id: Arc<str>,
+    keys: Vec<Box<str>>,
+    bound: Option<SpanContext>,
+    visits: Vec<Visit>,
+    last_seen: u64,
+}
+
+impl Request {
+    /// The trace of the whole request: a context's, else derived from its id.
+    fn trace_id(&self, visit: Option<&Visit>) -> TraceId {
+        visit
+            .and_then(|v| v.context)
+            .or(self.bound)
+            .or_else(|| self.visits.iter().find_map(|v| v.context))
+            .map_or_else(|| TraceId::of_request(&self.id), |c| c.trace_id)
+    }
+}
+
+impl Assembler {
+    /// An assembler over `vocabulary` that sees events of that `scope`.
+    pub fn new(vocabulary: Arc<Vocabulary>, scope: Scope) -> Self {
+        Self {
+            vocabulary,
+            scope,
+            requests: Vec::new(),
+            free_slots: Vec::new(),
+            index: HashMap::new(),
+            now: 0,
+            swept: 0,
+            closing: Vec::new(),
+        }
+    }
+
+    /// Ties the id that this process uses to the canonical one and to the
+    /// context that came with the request. Later events without a context of
+    /// their own belong to it.
+    pub fn bind(&mut self, request_id: &str, canonical: &str, context: Option<SpanContext>) {
+        let slot = self.slot(canonical_request_id(canonical));
+        let alias = canonical_request_id(request_id);
+        if !self.index.contains_key(alias) {
+            self.index.insert(alias.into(), slot);
+            if let Some(request) = &mut self.requests[slot] {
+                request.keys.push(alias.into());
+            }
+        }
+        if let (Some(request), Some(context)) = (&mut self.requests[slot], context) {
+            request.bound = Some(context);
+        }
+    }
+
+    /// Takes one event in. Spans that it completes go to `output`; SERVER and
+    /// CLIENT spans wait for [`Assembler::settle`], so that what other threads
+    /// recorded just before still gets into them.
+    pub fn event(&mut self, event: Event<'_>, output: &mut Output) {
+        let slot = self.slot(canonical_request_id(event.request_id));
+        let Some(request) = &mut self.requests[slot] else { return };
+        request.last_seen = self.now;
+        let vocabulary = &*self.vocabulary;
+        let role = role_of(vocabulary, &event);
+        let context = event.context.or(request.bound);
+        let at = find_visit(&mut request.visits, role, &event.source, context);
+        let touched = request.visits[at].record(vocabulary, &event);
+        for phase in touched {
+            let visit = &request.visits[at];
+            if !visit.is_due(vocabulary, self.scope, phase, event.occurrence) {
+                continue;
+            }
+            if vocabulary.is_main(phase) {
+                let visit = &mut request.visits[at];
+                if !visit.closing.contains(&(phase, event.occurrence)) {
+                    visit.closing.push((phase, event.occurrence));
+                }
+                if !self.closing.contains(&slot) {
+                    self.closing.push(slot);
+                }
+            } else {
+                emit(vocabulary, request, at, phase, event.occurrence, output);
+            }
+        }
+    }
+
+    /// Takes a finished free span in and puts it where it belongs.
+    pub fn free_span(&mut self, span: &FreeSpan<'_>, source: &Arc<Source>, output: &mut Output) {
+        let (trace_id, parent, flags) = match span.parent {
+            Parent::Span(context) => (context.trace_id, Some(context.span_id), context.flags),
+            Parent::Root(trace_id) => (trace_id, None, SpanContext::SAMPLED),
+            Parent::Request(id) => self.entry_span(canonical_request_id(id)),
+        };
+        if flags & SpanContext::SAMPLED == 0 {
+            output.unsampled += 1;
+            return;
+        }
+        output.spans.push(Span {
+            trace_id,
+            span_id: span.span_id,
+            parent_span_id: parent,
+            flags,
+            name: span.name.into(),
+            kind: span.kind,
+            start: span.start,
+            end: span.end.max(span.start),
+            status: span.error.map_or(Status::Unset, |text| Status::Error(text.into())),
+            attributes: span
+                .attributes
+                .iter()
+                .map(|(key, value)| Attribute::new(*key, value.to_value()))
+                .collect(),
+            events: Vec::new(),
+            links: Vec::new(),
+            source: Arc::clone(source),
+            origin: None,
+        });
+    }
+
+    /// The SERVER span of a request's latest visit: what a free span of that
+    /// request hangs under.
+    fn entry_span(&self, canonical: &str) -> (TraceId, Option<SpanId>, u8) {
+        let request = self.index.get(canonical).and_then(|slot| self.requests[*slot].as_ref());
+        let Some(request) = request else {
+            return (TraceId::of_request(canonical), None, SpanContext::SAMPLED);
+        };
+        let Some(visit) = request.visits.last() else {
+            let parent = request.bound.map(|c| c.span_id);
+            let flags = request.bound.map_or(SpanContext::SAMPLED, |c| c.flags);
+            return (request.trace_id(None), parent, flags);
+        };
+        let trace_id = request.trace_id(Some(visit));
+        let parent = visit.role.map(|role| {
+            visit.span_id(&self.vocabulary, trace_id, self.vocabulary.role(role).entry, 0)
+        });
+        (trace_id, parent, visit.flags())
+    }
+
+    /// To be called after each round of events: emits the SERVER and CLIENT
+    /// spans that have ended and closes idle requests. `now` is any clock that
+    /// does not go backwards, in nanoseconds.
+    pub fn settle(&mut self, now: u64, output: &mut Output) {
+        self.now = now;
+        for slot in std::mem::take(&mut self.closing) {
+            if let Some(request) = &mut self.requests[slot] {
+                emit_closing(&self.vocabulary, request, output);
+            }
+        }
+        if now.saturating_sub(self.swept) >= SWEEP_EVERY_NS || self.live() > MAX_REQUESTS {
+            self.swept = now;
+            self.sweep(output);
+        }
+    }
+
+    /// What this process knows of a request: its canonical id, and the context
+    /// that came with it.
+    pub fn known(&self, id: &str) -> (Option<Arc<str>>, Option<SpanContext>) {
+        match self.index.get(id).and_then(|slot| self.requests[*slot].as_ref()) {
+            Some(request) => (Some(Arc::clone(&request.id)), request.bound),
+            None => (None, None),
+        }
+    }
+
+    /// The vocabulary it works with.
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
+    }
+
+    /// Requests held now.
+    pub fn live(&self) -> usize {
+        self.requests.len() - self.free_slots.len()
+    }
+
+    /// Closes every request, complete or not.
+    pub fn finish(&mut self, output: &mut Output) {
+        for slot in 0..self.requests.len() {
+            self.close(slot, output);
+        }
+        self.closing.clear();
+    }
+
+    fn sweep(&mut self, output: &mut Output) {
+        let mut idle: Vec<(u64, usize)> = Vec::new();
+        for (slot, request) in self.requests.iter().enumerate() {
+            let Some(request) = request else { continue };
+            let age = self.now.saturating_sub(request.last_seen);
+            let open = || {
+                let mut visits = request.visits.iter();
+                visits.any(|v| v.has_open_main(&self.vocabulary, self.scope))
+            };
+            if age > GIVE_UP_OPEN_NS || (age > FORGET_FINISHED_NS && !open()) {
+                idle.push((0, slot));
+            } else {
+                idle.push((request.last_seen.max(1), slot));
+            }
+        }
+        idle.sort_unstable();
+        let expired = idle.iter().take_while(|(seen, _)| *seen == 0).count();
+        // Closing a tenth at once keeps a full table from being swept at each event.
+        let too_many = if idle.len() > MAX_REQUESTS { idle.len() / 10 } else { 0 };
+        for (_, slot) in idle.into_iter().take(expired.max(too_many)) {
+            self.close(slot, output);
+        }
+    }
+
+    fn close(&mut self, slot: usize, output: &mut Output) {
+        let Some(mut request) = self.requests[slot].take() else { return };
+        self.free_slots.push(slot);
+        for key in &request.keys {
+            self.index.remove(key);
+        }
+        let vocabulary = Arc::clone(&self.vocabulary);
+        let first = output.spans.len();
+        emit_closing(&vocabulary, &mut request, output);
+        for at in 0..request.visits.len() {
+            for (phase, occurrence) in request.visits[at].incomplete(&vocabulary, self.scope) {
+                emit(&vocabulary, &mut request, at, phase, occurrence, output);
+            }
+        }
+        if self.scope == Scope::Whole {
+            emit_across(&vocabulary, &mut request, output);
+            adopt_by_tree(&vocabulary, &mut output.spans[first..]);
+        }
+        for visit in &mut request.visits {
+            visit.loose(&vocabulary, &request.id, &mut output.loose);
+        }
+    }
+
+    fn slot(&mut self, canonical: &str) -> usize {
+        if let Some(slot) = self.index.get(canonical) {
+            return *slot;
+        }
+        let request = Request {
+            id: canonical.into(),
+            keys: vec![canonical.into()],
+            bound: None,
+            visits: Vec::new(),
+            last_seen: self.now,
+        };
+        let slot = match self.free_slots.pop() {
+            Some(slot) => {
+                self.requests[slot] = Some(request);
+                slot
+            }
+            None => {
+                self.requests.push(Some(request));
+                self.requests.len() - 1
+            }
+        };
+        self.index.insert(canonical.into(), slot);
+        slot
+    }
+}
+
+/// The role an event belongs to: its action's, or with several the recorder's.
+fn role_of(vocabulary: &Vocabulary, event: &Event<'_>) -> Option<RoleId> {
+    let recorder = vocabulary.role_named(&event.source.role);
+    match event.action {
+        ActionName::Custom(_) => recorder,
+        ActionName::Known(id) => {
+            let roles = &vocabulary.action(id).roles;
+            recorder.filter(|role| roles.contains(role)).or(roles.first().copied())
+        }
+    }
+}
+
+/// The visit this event belongs to, made where there is none.
+fn find_visit(
+    visits: &mut Vec<Visit>,
+    role: Option<RoleId>,
+    source: &Arc<Source>,
+    context: Option<SpanContext>,
+) -> usize {
+    let same = |v: &Visit| v.role == role && v.source.node == source.node;
+    let found = match context {
+        None => visits.iter().rposition(same),
+        Some(context) => visits
+            .iter()
+            .rposition(|v| same(v) && v.is_called_by(context))
+            // Events that came before their context adopt it while no id depends on it.
+            .or_else(|| {
+                let at = visits.iter().rposition(|v| same(v) && v.context.is_none())?;
+                visits[at].emitted.is_empty().then_some(at)
+            }),
+    };
+    match found {
+        Some(at) => {
+            if visits[at].context.is_none() {
+                visits[at].context = context;
+            }
+            at
+        }
+        None => {
+            visits.push(Visit::new(role, Arc::clone(source), context));
+            visits.len() - 1
+        }
+    }
+}
+
+fn emit_closing(vocabulary: &Vocabulary, request: &mut Request, output: &mut Output) {
+    for at in 0..request.visits.len() {
+        for (phase, occurrence) in std::mem::take(&mut request.visits[at].closing) {
+            emit(vocabulary, request, at, phase, occurrence, output);
+        }
+    }
+}
+
+/// Makes the span of a phase of one visit, complete or not.
+fn emit(
+    vocabulary: &Vocabulary,
+    request: &mut Request,
+    at: usize,
+    phase: PhaseId,
+    occurrence: u16,
+    output: &mut Output,
+) {
+    let visit = &request.visits[at];
+    let trace_id = request.trace_id(Some(visit));
+    let Some(extent) = visit.extent(vocabulary, phase, occurrence) else {
+        output.contradictory += 1;
+        return;
+    };
+    if visit.flags() & SpanContext::SAMPLED == 0 {
+        output.unsampled += 1;
+        let visit = &mut request.visits[at];
+        visit.emitted.push((phase, occurrence, extent.start, extent.end));
+        return;
+    }
+    let definition = vocabulary.phase(phase);
+    let parent = match definition.parent {
+        Some(parent) if vocabulary.phase(parent).role == definition.role => {
+            Some(visit.span_id(vocabulary, trace_id, parent, 0))
+        }
+        _ => visit.context.map(|c| c.span_id),
+    };
+    let contents = visit.contents(vocabulary, &request.id, phase, occurrence, &extent);
+    let span = Span {
+        trace_id,
+        span_id: visit.span_id(vocabulary, trace_id, phase, occurrence),
+        parent_span_id: parent,
+        flags: visit.flags(),
+        name: contents.name,
+        kind: definition.kind,
+        start: extent.start,
+        end: extent.end,
+        status: contents.status,
+        attributes: contents.attributes,
+        events: contents.events,
+        links: Vec::new(),
+        source: Arc::clone(&visit.source),
+        origin: Some(Box::new(PhaseOrigin {
+            request_id: Arc::clone(&request.id),
+            phase,
+            occurrence,
+            context: visit.context,
+            start: extent.start_moment,
+            end: extent.end_moment,
+            recorded_attributes: contents.recorded_attributes,
+        })),
+    };
+    let visit = &mut request.visits[at];
+    visit.emitted.push((phase, occurrence, span.start, span.end));
+    output.spans.push(span);
+}
+
+/// Phases that start on one node and end on another: only here both are known.
+fn emit_across(vocabulary: &Vocabulary, request: &mut Request, output: &mut Output) {
+    for (id, phase) in vocabulary.phases().filter(|(_, p)| !p.live) {
+        let start = request
+            .visits
+            .iter()
+            .find_map(|v| phase.start.iter().find_map(|a| v.moment(*a, 0)));
+        let Some(start) = start else { continue };
+        for at in 0..request.visits.len() {
+            let visit = &mut request.visits[at];
+            let ends = phase.end.iter().any(|a| visit.moment(*a, 0).is_some());
+            if visit.role == Some(phase.role) && ends {
+                visit.lend(start);
+                emit(vocabulary, request, at, id, 0, output);
+            }
+        }
+    }
+}
+
+/// Gives spans without a remote parent the one that the vocabulary's tree
+/// names, and links those that the vocabulary links.
+fn adopt_by_tree(vocabulary: &Vocabulary, spans: &mut [Span]) {
+    let seen: Vec<(PhaseId, SpanId, u64, u64)> = spans
+        .iter()
+        .filter_map(|s| Some((s.origin.as_ref()?.phase, s.span_id, s.start, s.end)))
+        .collect();
+    for span in spans.iter_mut() {
+        let Some(origin) = &span.origin else { continue };
+        let definition = vocabulary.phase(origin.phase);
+        let Some(parent) = definition.parent else { continue };
+        let across = vocabulary.phase(parent).role != definition.role || !definition.live;
+        if across && (origin.context.is_none() || !definition.live) {
+            let candidates = seen.iter().filter(|(phase, ..)| *phase == parent);
+            // The latest one that had started by then; else any.
+            let best = candidates
+                .max_by_key(|(_, _, start, _)| (*start <= span.start, *start))
+                .map(|(_, id, ..)| *id);
+            span.parent_span_id = best.or(span.parent_span_id);
+        }
+    }
+    for (id, phase) in vocabulary.phases() {
+        let Some(from) = phase.linked_from else { continue };
+        let Some((_, to, ..)) = seen.iter().find(|(p, ..)| *p == id) else { continue };
+        for span in spans.iter_mut() {
+            if span.origin.as_ref().is_some_and(|o| o.phase == from) {
+                span.links.push(Link { trace_id: span.trace_id, span_id: *to });
+            }
+        }
+    }
+}
+

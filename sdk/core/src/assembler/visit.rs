@@ -1,0 +1,455 @@
+//! One role's share of a request on one node: its moments, and the phases that
+//! can be made of them.
+
+use std::sync::Arc;
+
+use crate::context::SpanContext;
+use crate::event::{ActionName, Event};
+use crate::id::{SpanId, TraceId};
+use crate::span::{Moment, Source, SpanEvent, Status};
+use crate::value::{Attribute, Value, set_attribute};
+use crate::vocabulary::{ActionId, PhaseId, RoleId, Vocabulary};
+
+use super::{LooseEvent, Scope};
+
+/// Most events kept for one visit beyond the vocabulary's own.
+const MAX_EVENTS: usize = 256;
+
+/// Attribute that renames the span it lands on.
+const SPAN_NAME: &str = "omnitrace.span.name";
+
+pub(super) struct Visit {
+    pub(super) role: Option<RoleId>,
+    pub(super) source: Arc<Source>,
+    pub(super) context: Option<SpanContext>,
+    /// Main phases that have ended and wait for the round's end.
+    pub(super) closing: Vec<(PhaseId, u16)>,
+    /// Phases already made, with their times.
+    pub(super) emitted: Vec<(PhaseId, u16, u64, u64)>,
+    moments: Vec<Seen>,
+    attributes: Vec<(PhaseId, u16, Attribute)>,
+    events: Vec<Shown>,
+    /// Process kinds of this node whose events are recorded here.
+    processes: u64,
+}
+
+/// An action of the vocabulary that has happened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    action: ActionId,
+    occurrence: u16,
+    time: u64,
+    /// Recorded by another process, or lent by another visit.
+    foreign: bool,
+}
+
+/// An event to be shown on a phase's span.
+struct Shown {
+    phase: Option<PhaseId>,
+    occurrence: u16,
+    known: Option<ActionId>,
+    event: SpanEvent,
+}
+
+/// From where to where a span goes.
+pub(super) struct Extent {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) start_moment: Option<Moment>,
+    pub(super) end_moment: Option<Moment>,
+    incomplete: bool,
+}
+
+/// What a span says besides its times.
+pub(super) struct Contents {
+    pub(super) name: Arc<str>,
+    pub(super) status: Status,
+    pub(super) attributes: Vec<Attribute>,
+    pub(super) recorded_attributes: usize,
+    pub(super) events: Vec<SpanEvent>,
+}
+
+impl Visit {
+    pub(super) fn new(
+        role: Option<RoleId>,
+        source: Arc<Source>,
+        context: Option<SpanContext>,
+    ) -> Self {
+        Self {
+            role,
+            source,
+            context,
+            closing: Vec::new(),
+            emitted: Vec::new(),
+            moments: Vec::new(),
+            attributes: Vec::new(),
+            events: Vec::new(),
+            processes: 0,
+        }
+    }
+
+    pub(super) fn is_called_by(&self, context: SpanContext) -> bool {
+        self.context.is_some_and(|c| (c.trace_id, c.span_id) == (context.trace_id, context.span_id))
+    }
+
+    /// W3C flags of its spans: the caller's decision, else sampled.
+    pub(super) fn flags(&self) -> u8 {
+        self.context.map_or(SpanContext::SAMPLED, |c| c.flags)
+    }
+
+    pub(super) fn span_id(
+        &self,
+        vocabulary: &Vocabulary,
+        trace_id: TraceId,
+        phase: PhaseId,
+        occurrence: u16,
+    ) -> SpanId {
+        let phase = vocabulary.phase(phase);
+        SpanId::of_phase(
+            trace_id,
+            self.context.map(|c| c.span_id),
+            &vocabulary.role(phase.role).name,
+            &self.source.node,
+            &phase.name,
+            occurrence,
+        )
+    }
+
+    /// Notes the event and names the phases whose ends may now be known.
+    pub(super) fn record(&mut self, vocabulary: &Vocabulary, event: &Event<'_>) -> Vec<PhaseId> {
+        let attributes =
+            || event.attributes.iter().map(|(k, v)| Attribute::new(*k, v.to_value())).collect();
+        let id = match event.action {
+            ActionName::Custom(name) => {
+                let phase = self.role.map(|role| vocabulary.role(role).entry);
+                let shown = SpanEvent { time: event.time, name: name.into(), attributes: attributes() };
+                self.show(phase, event.occurrence, None, shown);
+                return Vec::new();
+            }
+            ActionName::Known(id) => id,
+        };
+        let action = vocabulary.action(id);
+        if !event.carried {
+            self.processes |= 1 << action.process.min(63);
+        }
+        if action.event {
+            let shown = SpanEvent {
+                time: event.time,
+                name: Arc::clone(&action.name),
+                attributes: attributes(),
+            };
+            self.show(Some(action.span), event.occurrence, Some(id), shown);
+        } else {
+            for attribute in attributes() {
+                let attribute: Attribute = attribute;
+                let same = |(p, o, a): &&mut (PhaseId, u16, Attribute)| {
+                    *p == action.span && *o == event.occurrence && a.key == attribute.key
+                };
+                match self.attributes.iter_mut().find(same) {
+                    Some((_, _, kept)) => kept.value = attribute.value,
+                    None => self.attributes.push((action.span, event.occurrence, attribute)),
+                }
+            }
+        }
+        let known = self
+            .moments
+            .iter_mut()
+            .find(|m| m.action == id && m.occurrence == event.occurrence);
+        match known {
+            // Of repeated actions the earliest counts.
+            Some(moment) => {
+                moment.foreign &= event.carried;
+                moment.time = moment.time.min(event.time);
+            }
+            None => self.moments.push(Seen {
+                action: id,
+                occurrence: event.occurrence,
+                time: event.time,
+                foreign: event.carried,
+            }),
+        }
+        action.phases.clone()
+    }
+
+    fn show(
+        &mut self,
+        phase: Option<PhaseId>,
+        occurrence: u16,
+        known: Option<ActionId>,
+        event: SpanEvent,
+    ) {
+        let room = self.events.len() < MAX_EVENTS;
+        let same = self.events.iter_mut().find(|e| {
+            known.is_some() && e.known == known && e.occurrence == occurrence
+                || e.event.time == event.time && e.event.name == event.name
+        });
+        match same {
+            Some(shown) => shown.event.time = shown.event.time.min(event.time),
+            None if room => {
+                self.events.push(Shown { phase, occurrence, known, event });
+            }
+            None => {}
+        }
+    }
+
+    /// When an action of this visit happened, if it did.
+    pub(super) fn moment(&self, action: ActionId, occurrence: u16) -> Option<Seen> {
+        self.moments
+            .iter()
+            .find(|m| m.action == action && m.occurrence == occurrence)
+            .copied()
+    }
+
+    /// Makes another visit's moment known here.
+    pub(super) fn lend(&mut self, moment: Seen) {
+        self.moments.push(Seen { foreign: true, ..moment });
+    }
+
+    fn first(&self, actions: &[ActionId], occurrence: u16) -> Option<Seen> {
+        actions.iter().find_map(|a| self.moment(*a, occurrence))
+    }
+
+    fn is_emitted(&self, phase: PhaseId, occurrence: u16) -> bool {
+        self.emitted.iter().any(|(p, o, ..)| (*p, *o) == (phase, occurrence))
+    }
+
+    /// Whether this phase can be made now, and is this process's to make.
+    pub(super) fn is_due(
+        &self,
+        vocabulary: &Vocabulary,
+        scope: Scope,
+        phase: PhaseId,
+        occurrence: u16,
+    ) -> bool {
+        let definition = vocabulary.phase(phase);
+        if !definition.live || self.role != Some(definition.role) {
+            return false;
+        }
+        if self.is_emitted(phase, occurrence) {
+            return false;
+        }
+        let start = self.first(&definition.start, occurrence);
+        let end = self.first(&definition.end, occurrence);
+        match (start, end) {
+            (Some(_), Some(end)) => scope == Scope::Whole || !end.foreign,
+            _ => false,
+        }
+    }
+
+    /// Whether a SERVER or CLIENT span of this process is still to come.
+    pub(super) fn has_open_main(&self, vocabulary: &Vocabulary, scope: Scope) -> bool {
+        !self.incomplete_mains(vocabulary, scope).is_empty()
+    }
+
+    fn incomplete_mains(&self, vocabulary: &Vocabulary, scope: Scope) -> Vec<(PhaseId, u16)> {
+        let mut open = Vec::new();
+        for (id, phase) in vocabulary.phases() {
+            if self.role != Some(phase.role) || !vocabulary.is_main(id) || !phase.live {
+                continue;
+            }
+            for moment in self.moments.iter().filter(|m| !m.foreign || scope == Scope::Whole) {
+                let touches =
+                    phase.start.contains(&moment.action) || phase.end.contains(&moment.action);
+                // The end of the request may stand in for a phase's end, but
+                // does not make one.
+                let own = vocabulary.action(moment.action).span == id;
+                let key = (id, moment.occurrence);
+                let done = self.is_emitted(id, moment.occurrence) || open.contains(&key);
+                if touches && own && !done && self.ends_here(vocabulary, scope, id) {
+                    open.push(key);
+                }
+            }
+        }
+        open
+    }
+
+    fn ends_here(&self, vocabulary: &Vocabulary, scope: Scope, phase: PhaseId) -> bool {
+        scope == Scope::Whole
+            || vocabulary
+                .phase(phase)
+                .end
+                .iter()
+                .any(|end| self.processes & 1 << vocabulary.action(*end).process.min(63) != 0)
+    }
+
+    /// What is left to show when nothing more will come: open SERVER and CLIENT
+    /// spans, and parents of spans already made; children before parents.
+    pub(super) fn incomplete(
+        &self,
+        vocabulary: &Vocabulary,
+        scope: Scope,
+    ) -> Vec<(PhaseId, u16)> {
+        let mut missing = self.incomplete_mains(vocabulary, scope);
+        let mut wanted: Vec<PhaseId> = self.emitted.iter().map(|(p, ..)| *p).collect();
+        wanted.extend(missing.iter().map(|(p, _)| *p));
+        while let Some(phase) = wanted.pop() {
+            let definition = vocabulary.phase(phase);
+            let Some(parent) = definition.parent else { continue };
+            if vocabulary.phase(parent).role != definition.role
+                || self.is_emitted(parent, 0)
+                || missing.contains(&(parent, 0))
+                || !self.ends_here(vocabulary, scope, parent)
+            {
+                continue;
+            }
+            missing.push((parent, 0));
+            wanted.push(parent);
+        }
+        let depth = |phase: PhaseId| {
+            std::iter::successors(Some(phase), |p| vocabulary.phase(*p).parent).count()
+        };
+        missing.sort_by_key(|(phase, _)| std::cmp::Reverse(depth(*phase)));
+        missing
+    }
+
+    /// Times of a phase; with an end missing, as far as its children and this
+    /// visit's moments reach. None when it would end before it starts.
+    pub(super) fn extent(
+        &self,
+        vocabulary: &Vocabulary,
+        phase: PhaseId,
+        occurrence: u16,
+    ) -> Option<Extent> {
+        let definition = vocabulary.phase(phase);
+        let named = |seen: Seen| Moment {
+            action: Arc::clone(&vocabulary.action(seen.action).name),
+            time: seen.time,
+        };
+        let start = self.first(&definition.start, occurrence);
+        let end = self.first(&definition.end, occurrence);
+        let children = || {
+            self.emitted
+                .iter()
+                .filter(|(p, ..)| vocabulary.phase(*p).parent == Some(phase) && occurrence == 0)
+        };
+        if let (Some(start), Some(end)) = (start, end) {
+            if start.time <= end.time {
+                return Some(Extent {
+                    start: start.time,
+                    end: end.time,
+                    start_moment: Some(named(start)),
+                    end_moment: Some(named(end)),
+                    incomplete: false,
+                });
+            }
+            if !vocabulary.is_main(phase) && children().next().is_none() {
+                return None;
+            }
+        }
+        let own = self.moments.iter().filter(|m| {
+            let action = vocabulary.action(m.action);
+            !m.foreign && m.occurrence == occurrence && action.span == phase
+        });
+        let times: Vec<u64> = children()
+            .flat_map(|(_, _, start, end)| [*start, *end])
+            .chain(own.map(|m| m.time))
+            .chain(start.or(end).map(|m| m.time))
+            .collect();
+        let earliest = start.map(|m| m.time).or(times.iter().copied().min())?;
+        let latest = times.iter().copied().max().unwrap_or(earliest);
+        Some(Extent {
+            start: earliest,
+            end: latest.max(earliest),
+            start_moment: start.map(named),
+            end_moment: end.map(named),
+            incomplete: true,
+        })
+    }
+
+    /// Name, status, attributes and events of a phase's span.
+    pub(super) fn contents(
+        &self,
+        vocabulary: &Vocabulary,
+        request_id: &Arc<str>,
+        phase: PhaseId,
+        occurrence: u16,
+        extent: &Extent,
+    ) -> Contents {
+        let definition = vocabulary.phase(phase);
+        let mut attributes: Vec<Attribute> = self
+            .attributes
+            .iter()
+            .filter(|(p, o, _)| (*p, *o) == (phase, occurrence))
+            .map(|(_, _, attribute)| attribute.clone())
+            .collect();
+        let recorded_attributes = attributes.len();
+        let text = |key: &str| {
+            attributes.iter().find(|a| &*a.key == key).and_then(|a| match &a.value {
+                Value::Str(text) => Some(Arc::clone(text)),
+                _ => None,
+            })
+        };
+        let name = text(SPAN_NAME).unwrap_or_else(|| Arc::clone(&definition.name));
+        let status = text("error.type").map_or(Status::Unset, |_| Status::Error("".into()));
+        set_attribute(&mut attributes, "gen_ai.request.id", Value::Str(Arc::clone(request_id)));
+        if vocabulary.is_main(phase) {
+            let role = Arc::clone(&vocabulary.role(definition.role).name);
+            set_attribute(&mut attributes, "omnitrace.role", Value::Str(role));
+        }
+        for measure in vocabulary.measures().iter().filter(|m| m.span == phase) {
+            let start = self.first(&measure.start, occurrence);
+            let end = self.first(&measure.end, occurrence);
+            if let (Some(start), Some(end)) = (start, end)
+                && let Some(nanos) = end.time.checked_sub(start.time)
+            {
+                set_attribute(&mut attributes, &measure.attribute, Value::F64(nanos as f64 / 1e9));
+            }
+        }
+        if occurrence > 0 {
+            let count = Value::I64(i64::from(occurrence));
+            set_attribute(&mut attributes, "omnitrace.occurrence", count);
+        }
+        if extent.incomplete {
+            set_attribute(&mut attributes, "omnitrace.incomplete", Value::Bool(true));
+        }
+        let mut events: Vec<SpanEvent> = self
+            .events
+            .iter()
+            .filter(|e| (e.phase, e.occurrence) == (Some(phase), occurrence))
+            .map(|e| e.event.clone())
+            .collect();
+        events.sort_by_key(|e| e.time);
+        Contents { name, status, attributes, recorded_attributes, events }
+    }
+
+    /// What was recorded here and is part of no span.
+    pub(super) fn loose(
+        &mut self,
+        vocabulary: &Vocabulary,
+        request_id: &Arc<str>,
+        out: &mut Vec<LooseEvent>,
+    ) {
+        let event = |action: Arc<str>, time, occurrence, attributes| LooseEvent {
+            request_id: Arc::clone(request_id),
+            action,
+            time,
+            occurrence,
+            context: self.context,
+            attributes,
+            source: Arc::clone(&self.source),
+        };
+        for moment in self.moments.iter().filter(|m| !m.foreign) {
+            let action = vocabulary.action(moment.action);
+            let shown = action.phases.iter().any(|p| self.is_emitted(*p, moment.occurrence));
+            if shown || action.event {
+                continue;
+            }
+            let attributes = self
+                .attributes
+                .iter()
+                .filter(|(p, o, _)| (*p, *o) == (action.span, moment.occurrence))
+                .map(|(_, _, a)| a.clone())
+                .collect();
+            out.push(event(Arc::clone(&action.name), moment.time, moment.occurrence, attributes));
+        }
+        for shown in &mut self.events {
+            if !shown.phase.is_some_and(|p| {
+                self.emitted.iter().any(|(e, o, ..)| (*e, *o) == (p, shown.occurrence))
+            }) {
+                let attributes = std::mem::take(&mut shown.event.attributes);
+                let name = Arc::clone(&shown.event.name);
+                out.push(event(name, shown.event.time, shown.occurrence, attributes));
+            }
+        }
+    }
+}

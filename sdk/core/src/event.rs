@@ -1,0 +1,91 @@
+//! What callers record: actions, context bindings and finished free spans.
+
+use std::sync::Arc;
+
+use crate::context::SpanContext;
+use crate::id::{SpanId, TraceId};
+use crate::span::{Source, SpanKind};
+use crate::value::ValueRef;
+use crate::vocabulary::ActionId;
+
+/// Attributes as the caller holds them.
+pub type Attributes<'a> = &'a [(&'a str, ValueRef<'a>)];
+
+/// One moment of one request, as the caller hands it over.
+#[derive(Debug, Clone, Copy)]
+pub struct Action<'a> {
+    /// Its name; one outside the vocabulary becomes an event on its role's span.
+    pub name: &'a str,
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Request id in any form that [`crate::id::canonical_request_id`] knows.
+    pub request_id: &'a str,
+    /// Which try of the phase it belongs to, from 0.
+    pub occurrence: u16,
+    /// The trace context that came with the request, if it is at hand.
+    pub context: Option<SpanContext>,
+    /// What else is known.
+    pub attributes: Attributes<'a>,
+}
+
+/// A finished span that belongs to no phase, as the caller hands it over.
+#[derive(Debug, Clone, Copy)]
+pub struct FreeSpan<'a> {
+    /// Span name.
+    pub name: &'a str,
+    /// Nanoseconds since 1970.
+    pub start: u64,
+    /// Nanoseconds since 1970.
+    pub end: u64,
+    /// Its own id.
+    pub span_id: SpanId,
+    /// Where it hangs.
+    pub parent: Parent<'a>,
+    /// Its kind.
+    pub kind: SpanKind,
+    /// Description of the failure, if it failed.
+    pub error: Option<&'a str>,
+    /// What else is known.
+    pub attributes: Attributes<'a>,
+}
+
+/// Where a free span hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent<'a> {
+    /// Under another span.
+    Span(SpanContext),
+    /// Under this request's SERVER span in this process.
+    Request(&'a str),
+    /// Nowhere: it is the root of this trace.
+    Root(TraceId),
+}
+
+/// An action's name: of the vocabulary, or the caller's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActionName<'a> {
+    /// In the vocabulary.
+    Known(ActionId),
+    /// Outside it.
+    Custom(&'a str),
+}
+
+/// An action on its way through the assembler.
+#[derive(Debug, Clone)]
+pub struct Event<'a> {
+    /// What happened.
+    pub action: ActionName<'a>,
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Request id in any known form.
+    pub request_id: &'a str,
+    /// Which try of the phase it belongs to, from 0.
+    pub occurrence: u16,
+    /// The trace context that came with the request.
+    pub context: Option<SpanContext>,
+    /// What else is known.
+    pub attributes: Vec<(&'a str, ValueRef<'a>)>,
+    /// Who recorded it.
+    pub source: Arc<Source>,
+    /// It happened in another process of the node; only its time is needed here.
+    pub carried: bool,
+}

@@ -1,0 +1,227 @@
+//! Identity: the same request gives the same ids everywhere.
+//!
+//! Trace and span ids are XXH3 hashes, so proxy, prefill and decode node, and a
+//! later import of their logs, agree without talking to each other.
+
+use std::fmt;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+/// A W3C trace id, never zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(u128);
+
+/// A W3C span id, never zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpanId(u64);
+
+impl TraceId {
+    /// None for zero, which W3C forbids.
+    pub fn new(value: u128) -> Option<Self> {
+        (value != 0).then_some(Self(value))
+    }
+
+    /// The trace id of a request that came without a `traceparent`, from its
+    /// canonical id ([`canonical_request_id`]).
+    pub fn of_request(canonical: &str) -> Self {
+        Self(xxh3_128(canonical.as_bytes()).max(1))
+    }
+
+    /// From exactly 32 lower-case hexadecimal digits that are not all zero.
+    pub fn parse(hex: &[u8]) -> Option<Self> {
+        (hex.len() == 32).then(|| parse_hex(hex)).flatten().and_then(Self::new)
+    }
+
+    /// As an integer, most significant byte first.
+    pub fn value(self) -> u128 {
+        self.0
+    }
+}
+
+impl SpanId {
+    /// None for zero, which W3C forbids.
+    pub fn new(value: u64) -> Option<Self> {
+        (value != 0).then_some(Self(value))
+    }
+
+    /// From exactly 16 lower-case hexadecimal digits that are not all zero.
+    pub fn parse(hex: &[u8]) -> Option<Self> {
+        let value = (hex.len() == 16).then(|| parse_hex(hex)).flatten()?;
+        Self::new(value as u64)
+    }
+
+    /// As an integer, most significant byte first.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+
+    /// The id of a phase's span.
+    ///
+    /// `remote_parent` is the caller's span where a context came with the
+    /// request; `occurrence` counts tries of the same phase from 0.
+    pub fn of_phase(
+        trace_id: TraceId,
+        remote_parent: Option<SpanId>,
+        role: &str,
+        node: &str,
+        phase: &str,
+        occurrence: u16,
+    ) -> Self {
+        let mut text = Vec::with_capacity(96);
+        text.extend_from_slice(&trace_id.0.to_be_bytes());
+        text.extend_from_slice(&remote_parent.map_or(0, SpanId::value).to_be_bytes());
+        for part in [role, node, phase] {
+            text.extend_from_slice(part.as_bytes());
+            text.push(0);
+        }
+        text.extend_from_slice(&occurrence.to_be_bytes());
+        Self(xxh3_64(&text).max(1))
+    }
+}
+
+fn parse_hex(digits: &[u8]) -> Option<u128> {
+    digits.iter().try_fold(0u128, |value, digit| {
+        let nibble = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(value << 4 | u128::from(nibble))
+    })
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Display for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The part of a request id that proxy, API server and engine share.
+///
+/// Takes off `chatcmpl-` or `cmpl-`, the `<i>_` that vLLM puts before it for
+/// n > 1, and what vLLM appends (`-<i>` for completions, `-<8 hex>` inside the
+/// engine) where that is beyond doubt: after a UUID or 32 hexadecimal digits.
+/// A client's own id such as `job-deadbeef` keeps its end. Case is kept.
+pub fn canonical_request_id(id: &str) -> &str {
+    let unnumbered = match id.split_once('_') {
+        Some((number, rest))
+            if !number.is_empty()
+                && number.bytes().all(|b| b.is_ascii_digit())
+                && (rest.starts_with("chatcmpl-") || rest.starts_with("cmpl-")) =>
+        {
+            rest
+        }
+        _ => id,
+    };
+    let base = match unnumbered
+        .strip_prefix("chatcmpl-")
+        .or_else(|| unnumbered.strip_prefix("cmpl-"))
+    {
+        Some(base) if !base.is_empty() => base,
+        _ => return id,
+    };
+    match unique_part(base) {
+        Some(length) if is_vllm_suffix(&base[length..]) => &base[..length],
+        _ => base,
+    }
+}
+
+/// Length of a leading UUID or run of 32 hexadecimal digits.
+fn unique_part(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let hex = |range: &[u8]| range.iter().all(u8::is_ascii_hexdigit);
+    let uuid = bytes.get(..36).is_some_and(|b| {
+        b.split(|c| *c == b'-').map(<[u8]>::len).eq([8, 4, 4, 4, 12])
+            && b.split(|c| *c == b'-').all(hex)
+    });
+    if uuid {
+        return Some(36);
+    }
+    bytes.get(..32).is_some_and(hex).then_some(32)
+}
+
+/// `-<i>`, `-<8 hex>` or `-<i>-<8 hex>`.
+fn is_vllm_suffix(text: &str) -> bool {
+    let Some(text) = text.strip_prefix('-') else { return false };
+    let number = |t: &str| !t.is_empty() && t.len() < 6 && t.bytes().all(|b| b.is_ascii_digit());
+    let random = |t: &str| t.len() == 8 && t.bytes().all(|b| b.is_ascii_hexdigit());
+    match text.split_once('-') {
+        Some((index, rest)) => number(index) && random(rest),
+        None => number(text) || random(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "38a4f1c0-5b1e-4c52-9c0d-0123456789ab";
+
+    #[test]
+    fn every_form_that_vllm_makes_of_an_id_is_the_same_request() {
+        for form in [
+            UUID.to_owned(),
+            format!("chatcmpl-{UUID}"),
+            format!("chatcmpl-{UUID}-1a2b3c4d"),
+            format!("3_chatcmpl-{UUID}-1a2b3c4d"),
+            format!("cmpl-{UUID}-0"),
+            format!("cmpl-{UUID}-0-1a2b3c4d"),
+        ] {
+            assert_eq!(canonical_request_id(&form), UUID, "{form}");
+        }
+    }
+
+    #[test]
+    fn a_clients_own_id_keeps_what_only_looks_like_a_suffix() {
+        for (form, canonical) in [
+            ("job-deadbeef", "job-deadbeef"),
+            ("chatcmpl-job-deadbeef", "job-deadbeef"),
+            ("chatcmpl-", "chatcmpl-"),
+            ("7_job", "7_job"),
+            ("Case Kept \"x\"", "Case Kept \"x\""),
+            ("chatcmpl-38A4F1C05B1E4C529C0D0123456789AB-0011aaBB", "38A4F1C05B1E4C529C0D0123456789AB"),
+        ] {
+            assert_eq!(canonical_request_id(form), canonical);
+        }
+    }
+
+    // Ids are a contract between versions and with stored traces: these never change.
+    #[test]
+    fn derived_ids_are_frozen() {
+        let trace = TraceId::of_request(UUID);
+        assert_eq!(trace.to_string(), "ed1510ce5ffcb7754dc60e681b580ab8");
+        let root = SpanId::of_phase(trace, None, "proxy", "10.0.0.1", "P running", 0);
+        let again = SpanId::of_phase(trace, None, "proxy", "10.0.0.1", "P running", 1);
+        let below = SpanId::of_phase(trace, Some(root), "prefill", "10.0.0.2", "Prefill", 0);
+        assert_eq!(
+            (root.to_string(), again.to_string(), below.to_string()),
+            ("".into(), "".into(), "".into())
+        );
+    }
+
+    #[test]
+    fn zero_upper_case_and_wrong_lengths_are_no_ids() {
+        assert_eq!(TraceId::parse(&[b'0'; 32]), None);
+        assert_eq!(SpanId::parse(b"00000000000000AB"), None);
+        assert_eq!(SpanId::parse(b"ab"), None);
+        assert_eq!(SpanId::parse(b"00000000000000ab").map(SpanId::value), Some(0xab));
+    }
+}

@@ -1,0 +1,247 @@
+//! What is written for an event or a span, before it becomes text.
+
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::assembler::LooseEvent;
+use crate::context::SpanContext;
+use crate::event::Event;
+use crate::span::{Span, Status};
+use crate::value::{Attribute, Value};
+use crate::vocabulary::Vocabulary;
+
+/// The JSON object after the legacy line: what the line itself cannot hold.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Suffix {
+    /// Exact action name where the line's had to be altered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// Exact request id where the line's had to be altered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The context that came with the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// Which try of the phase, from 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub occurrence: u16,
+    /// Attributes in their order.
+    #[serde(skip_serializing_if = "AttributeMap::is_empty")]
+    pub attributes: AttributeMap,
+    /// Spans ending with this action that no Collector has taken; absent where
+    /// the line was written without knowing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undelivered: Option<Vec<String>>,
+    /// Present on a free span's line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub span: Option<SpanSuffix>,
+}
+
+/// A free span: the line's time is its end, the line's action its name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpanSuffix {
+    /// Nanoseconds since 1970.
+    pub start: u64,
+    /// 32 hexadecimal digits.
+    pub trace_id: String,
+    /// 16 hexadecimal digits.
+    pub span_id: String,
+    /// 16 hexadecimal digits; absent for a root.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent_span_id: Option<String>,
+    /// Span kind, lower case.
+    pub kind: String,
+    /// W3C trace flags.
+    pub flags: u8,
+    /// Description of the failure, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+fn is_zero(n: &u16) -> bool {
+    *n == 0
+}
+
+impl Suffix {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Attributes as a JSON object that keeps their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AttributeMap(pub Vec<Attribute>);
+
+impl AttributeMap {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for AttributeMap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for Attribute { key, value } in &self.0 {
+            match value {
+                Value::Str(text) => map.serialize_entry(&**key, &**text)?,
+                Value::I64(n) => map.serialize_entry(&**key, n)?,
+                // JSON has no NaN; its name as text is the nearest thing.
+                Value::F64(n) if !n.is_finite() => map.serialize_entry(&**key, &n.to_string())?,
+                Value::F64(n) => map.serialize_entry(&**key, n)?,
+                Value::Bool(b) => map.serialize_entry(&**key, b)?,
+            }
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for AttributeMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = AttributeMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of attributes")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<AttributeMap, M::Error> {
+                let mut attributes = Vec::new();
+                while let Some((key, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    let value = match value {
+                        serde_json::Value::Bool(b) => Value::Bool(b),
+                        serde_json::Value::String(text) => Value::Str(text.into()),
+                        serde_json::Value::Number(n) => match n.as_i64() {
+                            Some(n) => Value::I64(n),
+                            None => Value::F64(n.as_f64().unwrap_or(f64::NAN)),
+                        },
+                        other => Value::Str(other.to_string().into()),
+                    };
+                    attributes.push(Attribute::new(key, value));
+                }
+                Ok(AttributeMap(attributes))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// One line to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Entry<'a> {
+    pub(super) action: &'a str,
+    pub(super) time: u64,
+    pub(super) request_id: &'a str,
+    pub(super) role: &'a str,
+    pub(super) node: &'a str,
+    pub(super) suffix: Suffix,
+}
+
+fn suffix(context: Option<&SpanContext>, occurrence: u16, attributes: Vec<Attribute>) -> Suffix {
+    Suffix {
+        traceparent: context.map(SpanContext::traceparent),
+        occurrence,
+        attributes: AttributeMap(attributes),
+        ..Suffix::default()
+    }
+}
+
+/// The line of an event as it happens.
+pub(crate) fn event_entry<'a>(
+    event: &'a Event<'a>,
+    name: &'a str,
+    request_id: &'a str,
+    context: Option<&SpanContext>,
+) -> Entry<'a> {
+    let attributes =
+        event.attributes.iter().map(|(k, v)| Attribute::new(*k, v.to_value())).collect();
+    Entry {
+        action: name,
+        time: event.time,
+        request_id,
+        role: &event.source.role,
+        node: &event.source.node,
+        suffix: suffix(context, event.occurrence, attributes),
+    }
+}
+
+/// The line of an event that no span holds.
+pub(crate) fn loose_entry(event: &LooseEvent) -> Entry<'_> {
+    Entry {
+        action: &event.action,
+        time: event.time,
+        request_id: &event.request_id,
+        role: &event.source.role,
+        node: &event.source.node,
+        suffix: Suffix {
+            undelivered: Some(Vec::new()),
+            ..suffix(event.context.as_ref(), event.occurrence, event.attributes.clone())
+        },
+    }
+}
+
+/// The lines from which a span that was not delivered can be made again.
+pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<Entry<'a>> {
+    let entry = |action, time, request_id, suffix| Entry {
+        action,
+        time,
+        request_id,
+        role: &*span.source.role,
+        node: &*span.source.node,
+        suffix,
+    };
+    let Some(origin) = &span.origin else {
+        let suffix = Suffix {
+            attributes: AttributeMap(span.attributes.clone()),
+            span: Some(SpanSuffix {
+                start: span.start,
+                trace_id: span.trace_id.to_string(),
+                span_id: span.span_id.to_string(),
+                parent_span_id: span.parent_span_id.map(|id| id.to_string()),
+                kind: span.kind.name().to_owned(),
+                flags: span.flags,
+                error: match &span.status {
+                    Status::Error(text) => Some(text.to_string()),
+                    _ => None,
+                },
+            }),
+            ..Suffix::default()
+        };
+        return vec![entry(&*span.name, span.end, "", suffix)];
+    };
+    let base = |attributes| Suffix {
+        undelivered: Some(Vec::new()),
+        ..suffix(origin.context.as_ref(), origin.occurrence, attributes)
+    };
+    let phase = vocabulary.phase(origin.phase);
+    let mut entries = Vec::with_capacity(2 + span.events.len());
+    if let Some(start) = &origin.start {
+        entries.push(entry(&*start.action, start.time, &*origin.request_id, base(Vec::new())));
+    }
+    for event in &span.events {
+        let suffix = base(event.attributes.clone());
+        entries.push(entry(&*event.name, event.time, &*origin.request_id, suffix));
+    }
+    if let Some(end) = &origin.end {
+        entries.push(entry(&*end.action, end.time, &*origin.request_id, base(Vec::new())));
+    }
+    // Attributes go on a line whose action describes this phase, and the mark on
+    // the line that ends it.
+    let describes = |entry: &Entry<'_>| {
+        vocabulary
+            .action_named(entry.action)
+            .is_some_and(|id| vocabulary.action(id).span == origin.phase)
+    };
+    let attributes = &span.attributes[..origin.recorded_attributes];
+    if let Some(target) = entries.iter().rposition(describes) {
+        entries[target].suffix.attributes = AttributeMap(attributes.to_vec());
+    }
+    if let Some(last) = entries.last_mut() {
+        last.suffix.undelivered = Some(vec![phase.name.to_string()]);
+    }
+    entries
+}

@@ -1,0 +1,12 @@
+//! The legacy log: the line format that OmniInfer's tools read and write, with
+//! what it cannot hold in an optional JSON object at the end of the line.
+
+mod entry;
+mod line;
+mod writer;
+
+pub use entry::{Suffix, SpanSuffix};
+pub use line::{ActionLine, Line, LineError, MARKER, parse_line};
+pub(crate) use entry::{Entry, event_entry, loose_entry, span_entries};
+pub(crate) use line::LineFormatter;
+pub(crate) use writer::LegacyLog;

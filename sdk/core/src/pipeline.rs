@@ -1,0 +1,364 @@
+//! One process's way from records to delivered spans: a recorder for the host's
+//! threads, and one thread that does everything else.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::assembler::{Assembler, Output, Scope};
+use crate::clock;
+use crate::config::Config;
+use crate::delivery::otlp::{ExportError, OtlpExporter};
+use crate::delivery::{Delivery, Stats};
+use crate::event::{ActionName, Event, FreeSpan};
+use crate::id::canonical_request_id;
+use crate::legacy_log;
+use crate::queue::{DecodedAction, Queue, Record};
+use crate::recorder::Recorder;
+use crate::span::Source;
+use crate::value::{Attribute, Value};
+
+/// How often the queue is emptied when nothing asks for it sooner.
+const DRAIN_EVERY: Duration = Duration::from_millis(100);
+
+/// Why a pipeline did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No thread could be made.
+    #[error("the exporter thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running recorder with its exporter thread.
+pub struct Pipeline {
+    recorder: Arc<Recorder>,
+    commands: UnboundedSender<Command>,
+    stats: Arc<Mutex<Stats>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Command {
+    /// Deliver what is there by the deadline; answers whether all of it is safe.
+    Flush { deadline: Instant, done: mpsc::Sender<bool> },
+    /// The same, close every request, and end.
+    Shutdown { deadline: Instant, done: mpsc::Sender<bool> },
+}
+
+impl Pipeline {
+    /// Starts the exporter thread.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let wake = Arc::new(Notify::new());
+        let ring = Arc::clone(&wake);
+        let queue = Queue::new(config.queue_bytes, Box::new(move || ring.notify_one()));
+        let recorder = Arc::new(Recorder::new(Arc::clone(&config.vocabulary), queue));
+        let stats = Arc::new(Mutex::new(Stats::default()));
+        let (commands, inbox) = unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("omnitrace".to_owned()).spawn({
+            let (recorder, stats) = (Arc::clone(&recorder), Arc::clone(&stats));
+            move || {
+                let worker = runtime.block_on(async { Worker::new(config, recorder, stats) });
+                runtime.block_on(worker.run(wake, inbox));
+                // What hangs in a connection must not hold up the exit.
+                runtime.shutdown_background();
+            }
+        })?;
+        Ok(Self { recorder, commands, stats, thread: Some(thread) })
+    }
+
+    /// What the host's threads record with.
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
+    /// Waits until everything recorded before is exported or in the legacy log.
+    /// A Collector that does not take it now is not waited for. False: the time
+    /// ran out or something had to be dropped.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        self.ask(timeout, |deadline, done| Command::Flush { deadline, done })
+    }
+
+    /// Closes every request, delivers or logs everything within `timeout`, and
+    /// ends the thread.
+    pub fn shutdown(mut self, timeout: Duration) -> Stats {
+        let ended = self.ask(timeout, |deadline, done| Command::Shutdown { deadline, done });
+        if let Some(thread) = self.thread.take()
+            && (ended || thread.is_finished())
+        {
+            // It has answered, so it is past its last wait. A panic is in stderr.
+            let _ = thread.join();
+        }
+        self.stats()
+    }
+
+    /// The books as of the thread's last round, and what the queue has lost.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let lost_spans = self.recorder.lost_spans();
+        stats.events_lost = self.recorder.queue.lost().saturating_sub(lost_spans);
+        if lost_spans > 0 {
+            stats.created += lost_spans;
+            *stats.dropped.entry("queue_full").or_default() += lost_spans;
+        }
+        stats
+    }
+
+    fn ask(
+        &self,
+        timeout: Duration,
+        command: impl FnOnce(Instant, mpsc::Sender<bool>) -> Command,
+    ) -> bool {
+        let (done, answer) = mpsc::channel();
+        if self.commands.send(command(Instant::now() + timeout, done)).is_err() {
+            return false;
+        }
+        // The thread keeps the deadline; the margin is for a busy machine.
+        answer.recv_timeout(timeout + Duration::from_millis(500)).unwrap_or(false)
+    }
+}
+
+type Export = Pin<Box<dyn Future<Output = Result<(), ExportError>>>>;
+
+/// The exporter thread's state.
+struct Worker {
+    recorder: Arc<Recorder>,
+    assembler: Assembler,
+    delivery: Delivery,
+    exporter: Option<Arc<OtlpExporter>>,
+    source: Arc<Source>,
+    began: Instant,
+    stats: Arc<Mutex<Stats>>,
+}
+
+impl Worker {
+    fn new(mut config: Config, recorder: Arc<Recorder>, stats: Arc<Mutex<Stats>>) -> Self {
+        let resource = resource(&config);
+        let exporter = config.exporter.as_ref().map(|e| OtlpExporter::new(e, &resource));
+        let exporter = match exporter.transpose() {
+            Ok(exporter) => exporter.map(Arc::new),
+            Err(error) => {
+                tracing::error!("{error}; spans go to the legacy log");
+                config.exporter = None;
+                None
+            }
+        };
+        Self {
+            assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process),
+            delivery: Delivery::new(&config),
+            source: Arc::new(Source { role: config.role.into(), node: config.node.into() }),
+            exporter,
+            recorder,
+            began: Instant::now(),
+            stats,
+        }
+    }
+
+    async fn run(mut self, wake: Arc<Notify>, mut inbox: UnboundedReceiver<Command>) {
+        let mut on_wire: Option<Export> = None;
+        loop {
+            self.start_export(&mut on_wire, false);
+            self.publish();
+            let pause = tokio::time::sleep(self.pause());
+            tokio::select! {
+                () = pause => {}
+                () = wake.notified() => {}
+                result = ready(&mut on_wire) => {
+                    on_wire = None;
+                    self.delivery.settle(result, Instant::now(), clock::now());
+                }
+                command = inbox.recv() => match command {
+                    Some(Command::Flush { deadline, done }) => {
+                        self.drain();
+                        let safe = self.deliver_all(&mut on_wire, deadline).await;
+                        self.publish();
+                        // Whoever asked may have stopped waiting.
+                        let _ = done.send(safe);
+                    }
+                    Some(Command::Shutdown { deadline, done }) => {
+                        self.close();
+                        let safe = self.deliver_all(&mut on_wire, deadline).await;
+                        self.publish();
+                        let _ = done.send(safe);
+                        return;
+                    }
+                    // The pipeline was dropped without a shutdown.
+                    None => {
+                        self.close();
+                        self.delivery.spill_wire();
+                        self.delivery.spill_waiting();
+                        self.publish();
+                        return;
+                    }
+                },
+            }
+            self.drain();
+        }
+    }
+
+    /// Until the next round: the usual pause, or less when a batch is due.
+    fn pause(&self) -> Duration {
+        let due = self.delivery.wake_at();
+        due.map_or(DRAIN_EVERY, |at| at.saturating_duration_since(Instant::now()).min(DRAIN_EVERY))
+    }
+
+    fn start_export(&mut self, on_wire: &mut Option<Export>, all: bool) {
+        let Some(exporter) = &self.exporter else { return };
+        if on_wire.is_none()
+            && let Some(batch) = self.delivery.next_batch(Instant::now(), all)
+        {
+            let exporter = Arc::clone(exporter);
+            *on_wire = Some(Box::pin(async move { exporter.export(&batch).await }));
+        }
+    }
+
+    /// Exports everything that waits; what is not taken goes to the legacy log.
+    async fn deliver_all(&mut self, on_wire: &mut Option<Export>, deadline: Instant) -> bool {
+        let dropped = self.delivery.stats.dropped_total();
+        loop {
+            self.start_export(on_wire, true);
+            if on_wire.is_none() {
+                break;
+            }
+            match tokio::time::timeout_at(deadline.into(), ready(on_wire)).await {
+                Ok(result) => {
+                    *on_wire = None;
+                    self.delivery.settle(result, Instant::now(), clock::now());
+                    if self.delivery.is_failing() {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    *on_wire = None;
+                    self.delivery.spill_wire();
+                    break;
+                }
+            }
+        }
+        self.delivery.spill_waiting();
+        self.delivery.stats.dropped_total() == dropped
+    }
+
+    /// Empties the queue through the assembler into delivery.
+    fn drain(&mut self) {
+        let mut output = Output::default();
+        let now = self.began.elapsed().as_nanos() as u64;
+        let recorder = Arc::clone(&self.recorder);
+        recorder.queue.drain(|record| self.take(record, &mut output));
+        self.assembler.settle(now, &mut output);
+        self.hand_over(output);
+    }
+
+    /// Empties the queue and closes every request.
+    fn close(&mut self) {
+        self.drain();
+        let mut output = Output::default();
+        self.assembler.finish(&mut output);
+        self.hand_over(output);
+    }
+
+    fn hand_over(&mut self, output: Output) {
+        self.delivery.stats.unsampled += output.unsampled;
+        self.delivery.stats.contradictory += output.contradictory;
+        self.delivery.accept(output.spans, output.loose, Instant::now());
+    }
+
+    fn take(&mut self, record: Record<'_>, output: &mut Output) {
+        match record {
+            Record::Bind { request_id, canonical, context } => {
+                self.assembler.bind(request_id, canonical, context);
+            }
+            Record::Span(span) => {
+                self.delivery.stats.events += 1;
+                let free = FreeSpan {
+                    name: span.name,
+                    start: span.start,
+                    end: span.end,
+                    span_id: span.span_id,
+                    parent: span.parent,
+                    kind: span.kind,
+                    error: span.error,
+                    attributes: &span.attributes,
+                };
+                self.assembler.free_span(&free, &self.source, output);
+            }
+            Record::Action(action) => self.take_action(action, output),
+        }
+    }
+
+    fn take_action(&mut self, action: DecodedAction<'_>, output: &mut Output) {
+        let event = Event {
+            action: action.name,
+            time: action.time,
+            request_id: action.request_id,
+            occurrence: action.occurrence,
+            context: action.context,
+            attributes: action.attributes,
+            source: Arc::clone(&self.source),
+            carried: action.carried,
+        };
+        if !event.carried {
+            self.delivery.stats.events += 1;
+            if self.delivery.logs_events() {
+                self.log_event(&event);
+            }
+        }
+        self.assembler.event(event, output);
+    }
+
+    fn log_event(&mut self, event: &Event<'_>) {
+        let id = canonical_request_id(event.request_id);
+        let (canonical, bound) = self.assembler.known(id);
+        let context = event.context.or(bound);
+        if context.is_some_and(|c| !c.is_sampled()) {
+            return;
+        }
+        let vocabulary = Arc::clone(self.assembler.vocabulary());
+        let name = match event.action {
+            ActionName::Known(id) => &*vocabulary.action(id).name,
+            ActionName::Custom(name) => name,
+        };
+        let canonical = canonical.unwrap_or_else(|| id.into());
+        let entry = legacy_log::event_entry(event, name, &canonical, context.as_ref());
+        self.delivery.buffer_event(entry);
+    }
+
+    fn publish(&mut self) {
+        let stats = &mut self.delivery.stats;
+        stats.open_requests = self.assembler.live() as u64;
+        let in_flight = self.delivery.in_flight() as u64;
+        let stats = Stats { in_flight, ..self.delivery.stats.clone() };
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+}
+
+/// Waits for the export on the wire; for ever when there is none.
+async fn ready(on_wire: &mut Option<Export>) -> Result<(), ExportError> {
+    match on_wire {
+        Some(export) => export.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What describes this process to the Collector.
+fn resource(config: &Config) -> Vec<Attribute> {
+    let pid = std::process::id();
+    let mut attributes = vec![
+        Attribute::new("service.name", config.service_name().as_str()),
+        Attribute::new("host.ip", config.node.as_str()),
+        Attribute::new("process.pid", i64::from(pid)),
+        Attribute::new("telemetry.sdk.name", "omnitrace"),
+        Attribute::new("telemetry.sdk.language", "rust"),
+        Attribute::new("telemetry.sdk.version", env!("CARGO_PKG_VERSION")),
+    ];
+    attributes.extend(config.resource.iter().cloned());
+    if !attributes.iter().any(|a| &*a.key == "service.instance.id") {
+        let instance = Value::Str(format!("{}:{pid}", config.node).into());
+        attributes.push(Attribute { key: "service.instance.id".into(), value: instance });
+    }
+    attributes
+}

@@ -1,0 +1,176 @@
+//! The queue between the threads that record and the one that exports.
+//!
+//! ```text
+//!  thread A ──► Ring A ─┐
+//!  thread B ──► Ring B ─┼──► drain (exporter thread)
+//!  thread C ──► Ring C ─┘
+//! ```
+//! Each recording thread owns a single-producer ring, so recording takes no lock
+//! and waits for nobody. A full ring drops the record and counts it.
+
+mod record;
+mod ring;
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use record::{DecodedAction, Record};
+pub(crate) use record::{ActionRecord, Bind, Encode};
+use ring::Ring;
+
+/// Distinguishes the queues of one process, so that a thread that outlives a
+/// queue does not write into the wrong one.
+static NEXT_QUEUE: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// This thread's rings; almost always one.
+    static RINGS: RefCell<Vec<(u64, Arc<Ring>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A many-producer queue of records without shared state on the fast path.
+pub struct Queue {
+    id: u64,
+    ring_words: usize,
+    rings: Mutex<Vec<Arc<Ring>>>,
+    /// Records lost with rings that are gone.
+    lost_before: AtomicU64,
+    wake: Box<dyn Fn() + Send + Sync>,
+    wake_pending: AtomicBool,
+}
+
+impl Queue {
+    /// `bytes_per_thread` is rounded up to a power of two. `wake` is called, at
+    /// most once per drain, when a ring becomes half full.
+    pub fn new(bytes_per_thread: usize, wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            id: NEXT_QUEUE.fetch_add(1, Ordering::Relaxed),
+            ring_words: (bytes_per_thread / 8).clamp(1 << 10, 1 << 27).next_power_of_two(),
+            rings: Mutex::new(Vec::new()),
+            lost_before: AtomicU64::new(0),
+            wake,
+            wake_pending: AtomicBool::new(false),
+        }
+    }
+
+    /// Copies a record into this thread's ring. False: no room, counted.
+    pub(crate) fn push(&self, record: &impl Encode) -> bool {
+        RINGS.with_borrow_mut(|rings| {
+            let ring = match rings.iter().position(|(queue, _)| *queue == self.id) {
+                Some(0) => &rings[0].1,
+                Some(i) => {
+                    rings.swap(0, i);
+                    &rings[0].1
+                }
+                None => {
+                    // Rings of queues that have ended are dropped here.
+                    rings.retain(|(_, ring)| Arc::strong_count(ring) > 1);
+                    rings.insert(0, (self.id, self.add_ring()));
+                    &rings[0].1
+                }
+            };
+            let pushed = ring.push(record);
+            if (!pushed || ring.is_half_full()) && !self.wake_pending.swap(true, Ordering::AcqRel) {
+                (self.wake)();
+            }
+            pushed
+        })
+    }
+
+    fn add_ring(&self) -> Arc<Ring> {
+        let ring = Arc::new(Ring::new(self.ring_words));
+        self.lock().push(Arc::clone(&ring));
+        ring
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Ring>>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands every record that is in the queue now to `consume`, ring by ring,
+    /// each in the order it was recorded. Only one thread may drain.
+    pub fn drain(&self, mut consume: impl FnMut(Record<'_>)) {
+        self.wake_pending.store(false, Ordering::Release);
+        let rings: Vec<Arc<Ring>> = self.lock().clone();
+        let mut scratch = Vec::new();
+        for ring in &rings {
+            ring.drain(&mut scratch, &mut consume);
+        }
+        drop(rings);
+        self.lock().retain(|ring| {
+            // One count is ours: its thread has ended.
+            let ended = Arc::strong_count(ring) == 1 && ring.is_empty();
+            if ended {
+                self.lost_before.fetch_add(ring.lost(), Ordering::Relaxed);
+            }
+            !ended
+        });
+    }
+
+    /// Records lost because a ring was full.
+    pub fn lost(&self) -> u64 {
+        let now: u64 = self.lock().iter().map(|ring| ring.lost()).sum();
+        now + self.lost_before.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Action, ActionName};
+    use crate::queue::record::ActionRecord;
+    use crate::vocabulary::ActionId;
+
+    fn action(time: u64, request_id: &str) -> ActionRecord<'_> {
+        ActionRecord {
+            id: Some(ActionId(7)),
+            carried: false,
+            action: Action { name: "n", time, request_id, occurrence: 0, context: None, attributes: &[] },
+        }
+    }
+
+    #[test]
+    fn threads_lose_nothing_and_keep_their_order() {
+        let queue = Arc::new(Queue::new(1 << 20, Box::new(|| {})));
+        let threads: Vec<_> = (0..4)
+            .map(|t| {
+                let queue = Arc::clone(&queue);
+                std::thread::spawn(move || {
+                    let id = format!("request-{t}");
+                    for time in 0..2_000 {
+                        assert!(queue.push(&action(time, &id)));
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let mut seen = std::collections::BTreeMap::<String, Vec<u64>>::new();
+        queue.drain(|record| match record {
+            Record::Action(event) => {
+                assert_eq!(event.name, ActionName::Known(ActionId(7)));
+                seen.entry(event.request_id.to_owned()).or_default().push(event.time);
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(seen.len(), 4);
+        assert!(seen.values().all(|times| times.iter().copied().eq(0..2_000)));
+        assert_eq!((queue.lost(), queue.lock().len()), (0, 0));
+    }
+
+    #[test]
+    fn a_full_ring_counts_what_it_refuses_and_wakes_the_reader_once() {
+        let woken = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&woken);
+        let queue = Queue::new(0, Box::new(move || { count.fetch_add(1, Ordering::Relaxed); }));
+        let mut pushed = 0;
+        while queue.push(&action(1, "r")) {
+            pushed += 1;
+        }
+        let mut drained = 0;
+        queue.drain(|_| drained += 1);
+        assert_eq!((drained, queue.lost(), woken.load(Ordering::Relaxed)), (pushed, 1, 1));
+        assert!(queue.push(&action(2, "r")));
+    }
+}

@@ -1,0 +1,97 @@
+//! The caller's side: everything here runs on the threads of the host program.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::carry::{self, Carry};
+use crate::context::SpanContext;
+use crate::event::{Action, FreeSpan};
+use crate::id::canonical_request_id;
+use crate::queue::{ActionRecord, Bind, Queue};
+use crate::vocabulary::Vocabulary;
+
+/// Takes records from any thread; waits for nobody.
+pub struct Recorder {
+    vocabulary: Arc<Vocabulary>,
+    pub(crate) queue: Queue,
+    carry: Carry,
+    lost_spans: AtomicU64,
+}
+
+impl Recorder {
+    pub(crate) fn new(vocabulary: Arc<Vocabulary>, queue: Queue) -> Self {
+        Self { vocabulary, queue, carry: Carry::default(), lost_spans: AtomicU64::new(0) }
+    }
+
+    /// Records a moment of a request. False: the queue was full; it is counted.
+    pub fn action(&self, action: &Action<'_>) -> bool {
+        let id = self.vocabulary.action_named(action.name);
+        if let Some(id) = id
+            && self.vocabulary.action(id).carried
+        {
+            self.carry.start(action.request_id, id, action.time);
+        }
+        self.queue.push(&ActionRecord { id, carried: false, action: *action })
+    }
+
+    /// Records a finished span. False: the queue was full; it is counted.
+    pub fn span(&self, span: &FreeSpan<'_>) -> bool {
+        let pushed = self.queue.push(span);
+        if !pushed {
+            self.lost_spans.fetch_add(1, Ordering::Relaxed);
+        }
+        pushed
+    }
+
+    /// Reads the context that came with a call. With a request id it is bound to
+    /// that request, so this must come before the request's first action here.
+    pub fn extract<'a>(
+        &self,
+        get: impl Fn(&str) -> Option<&'a str>,
+        request_id: Option<&str>,
+    ) -> Option<SpanContext> {
+        let context = get(carry::TRACEPARENT).and_then(|v| SpanContext::parse(v.as_bytes()));
+        let Some(request_id) = request_id else { return context };
+        let canonical = get(carry::REQUEST_ID).unwrap_or(request_id);
+        let canonical = canonical_request_id(canonical);
+        self.carry.bind(request_id, canonical, context);
+        self.queue.push(&Bind { request_id, canonical, context });
+        let starts = get(carry::STARTS).unwrap_or_default();
+        for (id, time) in carry::read_starts(starts, self.vocabulary.actions().len()) {
+            let action = Action {
+                name: "",
+                time,
+                request_id,
+                occurrence: 0,
+                context: None,
+                attributes: &[],
+            };
+            self.queue.push(&ActionRecord { id: Some(id), carried: true, action });
+        }
+        context
+    }
+
+    /// Writes what another process of this node needs to go on with a request:
+    /// the context it came with, its canonical id, and the start times of the
+    /// phases that end over there.
+    pub fn inject_request(&self, request_id: &str, mut set: impl FnMut(&'static str, &str)) {
+        let carried = self.carry.get(request_id);
+        let canonical = match &carried {
+            Some(carried) => &*carried.canonical,
+            None => canonical_request_id(request_id),
+        };
+        set(carry::REQUEST_ID, canonical);
+        let Some(carried) = &carried else { return };
+        if let Some(context) = carried.context {
+            set(carry::TRACEPARENT, &context.traceparent());
+        }
+        if !carried.starts.is_empty() {
+            set(carry::STARTS, &carry::write_starts(&carried.starts));
+        }
+    }
+
+    /// Free spans lost to a full queue.
+    pub(crate) fn lost_spans(&self) -> u64 {
+        self.lost_spans.load(Ordering::Relaxed)
+    }
+}

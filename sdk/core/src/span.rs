@@ -1,0 +1,158 @@
+//! The finished span, as Delivery sends it and the writers write it.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::context::SpanContext;
+use crate::id::{SpanId, TraceId};
+use crate::value::Attribute;
+use crate::vocabulary::PhaseId;
+
+/// OpenTelemetry span kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpanKind {
+    /// Work inside the process.
+    #[default]
+    Internal,
+    /// The receiving side of a call.
+    Server,
+    /// The sending side of a call.
+    Client,
+    /// The sending side of a message.
+    Producer,
+    /// The receiving side of a message.
+    Consumer,
+}
+
+impl SpanKind {
+    const NAMES: [(Self, &str); 5] = [
+        (Self::Internal, "internal"),
+        (Self::Server, "server"),
+        (Self::Client, "client"),
+        (Self::Producer, "producer"),
+        (Self::Consumer, "consumer"),
+    ];
+
+    /// Jaeger's lower-case name of the kind.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(kind, _)| *kind == self).map_or("internal", |(_, name)| name)
+    }
+
+    /// The kind with this lower-case name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, n)| *n == name).map(|(kind, _)| *kind)
+    }
+}
+
+/// OpenTelemetry span status.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Status {
+    /// Nothing said.
+    #[default]
+    Unset,
+    /// Said to be fine.
+    Ok,
+    /// Failed, with a description that may be empty.
+    Error(Arc<str>),
+}
+
+/// A moment within a span.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanEvent {
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Event name.
+    pub name: Arc<str>,
+    /// Event attributes.
+    pub attributes: Vec<Attribute>,
+}
+
+/// A span that this one points to without being its child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Trace of the other span.
+    pub trace_id: TraceId,
+    /// The other span.
+    pub span_id: SpanId,
+}
+
+/// Where a span or event was recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source {
+    /// `proxy`, `prefill`, `decode`, or what ROLE said.
+    pub role: Arc<str>,
+    /// The node's address or name.
+    pub node: Arc<str>,
+}
+
+/// A named moment with its time, as a phase's end or start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// Action name.
+    pub action: Arc<str>,
+    /// Nanoseconds since 1970.
+    pub time: u64,
+}
+
+/// How a phase's span came about; enough to write its legacy lines again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PhaseOrigin {
+    /// Canonical request id.
+    pub request_id: Arc<str>,
+    /// The phase.
+    pub phase: PhaseId,
+    /// Which try of this phase, from 0.
+    pub occurrence: u16,
+    /// The context that came with the request.
+    pub context: Option<SpanContext>,
+    /// The action that started it, unless it was never seen.
+    pub start: Option<Moment>,
+    /// The action that ended it, unless it was never seen.
+    pub end: Option<Moment>,
+    /// How many of the span's first attributes came with the actions; the rest
+    /// is derived.
+    pub recorded_attributes: usize,
+}
+
+/// A finished span.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// Its id.
+    pub span_id: SpanId,
+    /// Its parent; none for a root.
+    pub parent_span_id: Option<SpanId>,
+    /// W3C trace flags.
+    pub flags: u8,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its kind.
+    pub kind: SpanKind,
+    /// Nanoseconds since 1970.
+    pub start: u64,
+    /// Nanoseconds since 1970, never before `start`.
+    pub end: u64,
+    /// Its status.
+    pub status: Status,
+    /// Attributes, each key once.
+    pub attributes: Vec<Attribute>,
+    /// Events by time.
+    pub events: Vec<SpanEvent>,
+    /// Links.
+    pub links: Vec<Link>,
+    /// Who recorded it.
+    pub source: Arc<Source>,
+    /// The phase behind it; none for a free span.
+    pub origin: Option<Box<PhaseOrigin>>,
+}
+
+impl Span {
+    /// Rough bytes it holds in memory, for the bound on what waits.
+    pub fn memory(&self) -> usize {
+        let attributes = self.attributes.len() + self.events.len() * 2;
+        std::mem::size_of::<Self>() + std::mem::size_of::<PhaseOrigin>() + attributes * 64
+    }
+}

@@ -1,0 +1,495 @@
+//! The vocabulary: which actions exist and which phases lie between them.
+//!
+//! A vocabulary is data (TOML). The built-in one, `omni-vllm`, holds the 37
+//! actions of Omni Proxy and vLLM and the trace tree over them; another can be
+//! loaded with [`Vocabulary::parse`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use serde::Deserialize;
+
+use crate::span::SpanKind;
+
+/// Index of an action in its vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ActionId(pub u16);
+
+/// Index of a phase in its vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PhaseId(pub u16);
+
+/// Index of a role in its vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoleId(pub u16);
+
+/// One side of a request's way: the proxy, the prefill node, the decode node.
+#[derive(Debug)]
+pub struct Role {
+    /// `proxy`, `prefill`, `decode`.
+    pub name: Arc<str>,
+    /// Service name in Jaeger unless the process is told another.
+    pub service: Arc<str>,
+    /// The phase that covers all the others of this role.
+    pub entry: PhaseId,
+}
+
+/// A named moment of a request.
+#[derive(Debug)]
+pub struct Action {
+    /// Exact name, as in the legacy log.
+    pub name: Arc<str>,
+    /// Roles that record it; with more than one the recording node decides.
+    pub roles: Vec<RoleId>,
+    /// Process kind within the role's node (`api`, `engine`, …).
+    pub process: u16,
+    /// The phase that its attributes describe.
+    pub span: PhaseId,
+    /// Also shown as an event on that phase.
+    pub event: bool,
+    /// Phases that start or end with it.
+    pub phases: Vec<PhaseId>,
+    /// Its time must travel with the request to another process of the node.
+    pub carried: bool,
+}
+
+/// A named span between two actions.
+#[derive(Debug)]
+pub struct Phase {
+    /// Span name.
+    pub name: Arc<str>,
+    /// The role whose span it is.
+    pub role: RoleId,
+    /// OpenTelemetry span kind.
+    pub kind: SpanKind,
+    /// First known of these starts it.
+    pub start: Vec<ActionId>,
+    /// First known of these ends it.
+    pub end: Vec<ActionId>,
+    /// Its parent in the tree.
+    pub parent: Option<PhaseId>,
+    /// A phase whose span links to this one.
+    pub linked_from: Option<PhaseId>,
+    /// Made by the process that sees its end; otherwise offline only.
+    pub live: bool,
+}
+
+/// Seconds between two actions, kept as an attribute of a phase's span.
+#[derive(Debug)]
+pub struct Measure {
+    /// Attribute key.
+    pub attribute: Arc<str>,
+    /// The phase that carries it.
+    pub span: PhaseId,
+    /// First known of these starts it.
+    pub start: Vec<ActionId>,
+    /// First known of these ends it.
+    pub end: Vec<ActionId>,
+}
+
+/// Actions, phases and measures with their names resolved to indices.
+#[derive(Debug)]
+pub struct Vocabulary {
+    /// The vocabulary's own name.
+    pub name: String,
+    roles: Vec<Role>,
+    actions: Vec<Action>,
+    phases: Vec<Phase>,
+    measures: Vec<Measure>,
+    by_name: HashMap<Arc<str>, ActionId>,
+}
+
+/// Why a vocabulary file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum VocabularyError {
+    /// Not TOML of the right shape.
+    #[error("vocabulary is not valid: {0}")]
+    Syntax(#[from] toml::de::Error),
+    /// A name that nothing defines.
+    #[error("{place} names the {kind} \"{name}\", which the vocabulary does not define")]
+    Unknown {
+        /// The table entry that names it.
+        place: String,
+        /// `role`, `action` or `phase`.
+        kind: &'static str,
+        /// The undefined name.
+        name: String,
+    },
+    /// The same name twice.
+    #[error("the {kind} \"{name}\" is defined twice")]
+    Duplicate {
+        /// `action` or `phase`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Phases whose parents form a circle.
+    #[error("the phase \"{0}\" is its own ancestor")]
+    Cycle(String),
+    /// An empty list or more entries than the format can hold.
+    #[error("{0}")]
+    Shape(String),
+}
+
+static BUILT_IN: LazyLock<Arc<Vocabulary>> = LazyLock::new(|| {
+    let text = include_str!("../vocabulary/omni-vllm.toml");
+    // The text is part of the crate and a test parses it.
+    #[allow(clippy::expect_used)]
+    Arc::new(Vocabulary::parse(text).expect("built-in vocabulary"))
+});
+
+impl Vocabulary {
+    /// The built-in vocabulary of Omni Proxy and vLLM.
+    pub fn omni_vllm() -> Arc<Self> {
+        Arc::clone(&BUILT_IN)
+    }
+
+    /// Reads a vocabulary from TOML text.
+    pub fn parse(text: &str) -> Result<Self, VocabularyError> {
+        source::resolve(toml::from_str(text)?)
+    }
+
+    /// All roles.
+    pub fn roles(&self) -> impl Iterator<Item = (RoleId, &Role)> {
+        (0u16..).map(RoleId).zip(&self.roles)
+    }
+
+    /// The role with this name.
+    pub fn role_named(&self, name: &str) -> Option<RoleId> {
+        self.roles().find(|(_, r)| &*r.name == name).map(|(id, _)| id)
+    }
+
+    /// All phases.
+    pub fn phases(&self) -> impl Iterator<Item = (PhaseId, &Phase)> {
+        (0u16..).map(PhaseId).zip(&self.phases)
+    }
+
+    /// The phase with this name.
+    pub fn phase_named(&self, name: &str) -> Option<PhaseId> {
+        self.phases().find(|(_, p)| &*p.name == name).map(|(id, _)| id)
+    }
+
+    /// All actions, in the order of the file.
+    pub fn actions(&self) -> &[Action] {
+        &self.actions
+    }
+
+    /// All measures.
+    pub fn measures(&self) -> &[Measure] {
+        &self.measures
+    }
+
+    /// The action with exactly this name.
+    pub fn action_named(&self, name: &str) -> Option<ActionId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The role behind an id of this vocabulary.
+    pub fn role(&self, id: RoleId) -> &Role {
+        &self.roles[usize::from(id.0)]
+    }
+
+    /// The action behind an id of this vocabulary.
+    pub fn action(&self, id: ActionId) -> &Action {
+        &self.actions[usize::from(id.0)]
+    }
+
+    /// The phase behind an id of this vocabulary.
+    pub fn phase(&self, id: PhaseId) -> &Phase {
+        &self.phases[usize::from(id.0)]
+    }
+
+    /// Whether a phase covers its whole role, as a SERVER or CLIENT span does;
+    /// such a phase is shown even when its end never came.
+    pub fn is_main(&self, id: PhaseId) -> bool {
+        self.phase(id).kind != SpanKind::Internal
+    }
+}
+
+/// The file's shape, and its way to resolved indices.
+mod source {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct File {
+        name: String,
+        role: Vec<RoleText>,
+        action: Vec<ActionText>,
+        phase: Vec<PhaseText>,
+        #[serde(default)]
+        measure: Vec<MeasureText>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct RoleText {
+        name: String,
+        service: String,
+        entry: String,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct ActionText {
+        name: String,
+        role: Vec<String>,
+        process: String,
+        span: String,
+        #[serde(default)]
+        event: bool,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct PhaseText {
+        name: String,
+        role: String,
+        #[serde(default)]
+        kind: SpanKind,
+        start: Vec<String>,
+        end: Vec<String>,
+        parent: Option<String>,
+        linked_from: Option<String>,
+        #[serde(default = "yes")]
+        live: bool,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct MeasureText {
+        attribute: String,
+        span: String,
+        start: Vec<String>,
+        end: Vec<String>,
+    }
+
+    fn yes() -> bool {
+        true
+    }
+
+    /// Names of one kind and the index each stands for.
+    struct Names {
+        kind: &'static str,
+        index: HashMap<String, u16>,
+    }
+
+    impl Names {
+        fn new<'a>(
+            kind: &'static str,
+            names: impl Iterator<Item = &'a String>,
+        ) -> Result<Self, VocabularyError> {
+            let mut index = HashMap::new();
+            for name in names {
+                let Ok(next) = u16::try_from(index.len()) else {
+                    return Err(VocabularyError::Shape(format!("more than 65,536 {kind}s")));
+                };
+                if index.insert(name.clone(), next).is_some() {
+                    return Err(VocabularyError::Duplicate { kind, name: name.clone() });
+                }
+            }
+            Ok(Self { kind, index })
+        }
+
+        fn get(&self, name: &str, place: &str) -> Result<u16, VocabularyError> {
+            self.index.get(name).copied().ok_or_else(|| VocabularyError::Unknown {
+                place: place.to_owned(),
+                kind: self.kind,
+                name: name.to_owned(),
+            })
+        }
+
+        fn actions(&self, names: &[String], place: &str) -> Result<Vec<ActionId>, VocabularyError> {
+            if names.is_empty() {
+                return Err(VocabularyError::Shape(format!("{place} has an empty start or end")));
+            }
+            names.iter().map(|n| self.get(n, place).map(ActionId)).collect()
+        }
+    }
+
+    pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
+        let roles = Names::new("role", file.role.iter().map(|r| &r.name))?;
+        let actions = Names::new("action", file.action.iter().map(|a| &a.name))?;
+        let phases = Names::new("phase", file.phase.iter().map(|p| &p.name))?;
+        let mut processes: Vec<&str> = Vec::new();
+
+        let mut vocabulary = Vocabulary {
+            name: file.name,
+            roles: Vec::new(),
+            actions: Vec::new(),
+            phases: Vec::new(),
+            measures: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        for role in &file.role {
+            let place = format!("role \"{}\"", role.name);
+            vocabulary.roles.push(Role {
+                name: role.name.as_str().into(),
+                service: role.service.as_str().into(),
+                entry: PhaseId(phases.get(&role.entry, &place)?),
+            });
+        }
+        for action in &file.action {
+            let place = format!("action \"{}\"", action.name);
+            let process =
+                processes.iter().position(|p| *p == action.process).unwrap_or_else(|| {
+                    processes.push(&action.process);
+                    processes.len() - 1
+                });
+            if action.role.is_empty() {
+                return Err(VocabularyError::Shape(format!("{place} has no role")));
+            }
+            let name: Arc<str> = action.name.as_str().into();
+            let id = ActionId(actions.get(&action.name, &place)?);
+            vocabulary.by_name.insert(Arc::clone(&name), id);
+            vocabulary.actions.push(Action {
+                name,
+                roles: action
+                    .role
+                    .iter()
+                    .map(|r| roles.get(r, &place).map(RoleId))
+                    .collect::<Result<_, _>>()?,
+                process: process as u16,
+                span: PhaseId(phases.get(&action.span, &place)?),
+                event: action.event,
+                phases: Vec::new(),
+                carried: false,
+            });
+        }
+        for phase in file.phase {
+            let place = format!("phase \"{}\"", phase.name);
+            let by_name =
+                |name: &Option<String>| -> Result<Option<PhaseId>, VocabularyError> {
+                    name.as_deref().map(|n| phases.get(n, &place).map(PhaseId)).transpose()
+                };
+            vocabulary.phases.push(Phase {
+                role: RoleId(roles.get(&phase.role, &place)?),
+                kind: phase.kind,
+                start: actions.actions(&phase.start, &place)?,
+                end: actions.actions(&phase.end, &place)?,
+                parent: by_name(&phase.parent)?,
+                linked_from: by_name(&phase.linked_from)?,
+                live: phase.live,
+                name: phase.name.into(),
+            });
+        }
+        for measure in file.measure {
+            let place = format!("measure \"{}\"", measure.attribute);
+            vocabulary.measures.push(Measure {
+                span: PhaseId(phases.get(&measure.span, &place)?),
+                start: actions.actions(&measure.start, &place)?,
+                end: actions.actions(&measure.end, &place)?,
+                attribute: measure.attribute.into(),
+            });
+        }
+        index_phases(&mut vocabulary);
+        refuse_cycles(&vocabulary)?;
+        Ok(vocabulary)
+    }
+
+    fn index_phases(vocabulary: &mut Vocabulary) {
+        for (index, phase) in (0u16..).zip(&vocabulary.phases) {
+            for action in phase.start.iter().chain(&phase.end) {
+                let known = &mut vocabulary.actions[usize::from(action.0)].phases;
+                if !known.contains(&PhaseId(index)) {
+                    known.push(PhaseId(index));
+                }
+            }
+            if !phase.live {
+                continue;
+            }
+            for start in &phase.start {
+                let from = vocabulary.actions[usize::from(start.0)].process;
+                let crosses = phase
+                    .end
+                    .iter()
+                    .any(|end| vocabulary.actions[usize::from(end.0)].process != from);
+                if crosses {
+                    vocabulary.actions[usize::from(start.0)].carried = true;
+                }
+            }
+        }
+    }
+
+    fn refuse_cycles(vocabulary: &Vocabulary) -> Result<(), VocabularyError> {
+        for (id, phase) in vocabulary.phases() {
+            let mut ancestor = phase.parent;
+            let mut steps = 0;
+            while let Some(parent) = ancestor {
+                steps += 1;
+                if parent == id || steps > vocabulary.phases.len() {
+                    return Err(VocabularyError::Cycle(phase.name.to_string()));
+                }
+                ancestor = vocabulary.phase(parent).parent;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_vocabulary_has_the_37_legacy_actions_first() {
+        let vocabulary = Vocabulary::omni_vllm();
+        let at = |i: usize| &*vocabulary.actions()[i].name;
+        assert_eq!(
+            (at(0), at(10), at(16), at(25), at(31), at(33), at(36)),
+            (
+                "Start to schedule",
+                "try to schedule in waiting queue",
+                "Finish prefill pickle and start response",
+                "Finish pull kv",
+                "Finish decode pickle and start response",
+                "Prefill free kv blocks",
+                "Received all tokens",
+            )
+        );
+        assert_eq!(vocabulary.actions().len(), 40);
+    }
+
+    #[test]
+    fn starts_that_end_in_another_process_are_carried() {
+        let vocabulary = Vocabulary::omni_vllm();
+        let carried: Vec<&str> =
+            vocabulary.actions().iter().filter(|a| a.carried).map(|a| &*a.name).collect();
+        assert_eq!(
+            carried,
+            [
+                "PD api server get request",
+                "Prefill done execute_model",
+                "Start to send output in prefill stage",
+                "Enter decode to generate",
+                "Start append running sequece for decode",
+                "Start to send output",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_its_place() {
+        let text = r#"
+            name = "x"
+            [[role]]
+            name = "r"
+            service = "s"
+            entry = "P"
+            [[action]]
+            name = "a"
+            role = ["r"]
+            process = "p"
+            span = "P"
+            [[phase]]
+            name = "P"
+            role = "r"
+            start = ["a"]
+            end = ["b"]
+        "#;
+        assert_eq!(
+            Vocabulary::parse(text).unwrap_err().to_string(),
+            "phase \"P\" names the action \"b\", which the vocabulary does not define"
+        );
+    }
+}
