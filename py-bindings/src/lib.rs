@@ -1,1 +1,31 @@
-//! placeholder
+//! `omnitrace._omnitrace`: the SDK for Python.
+
+mod action;
+mod attributes;
+mod carrier;
+mod lifecycle;
+mod process;
+mod span;
+
+use pyo3::prelude::*;
+
+/// What `import omnitrace` shows; the stubs have the documentation.
+#[pymodule(gil_used = false)]
+mod _omnitrace {
+    #[pymodule_export]
+    use super::action::action;
+    #[pymodule_export]
+    use super::carrier::{SpanContext, extract, inject};
+    #[pymodule_export]
+    use super::lifecycle::{after_fork_in_child, flush, init, shutdown, stats};
+    #[pymodule_export]
+    use super::span::span;
+
+    use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_init]
+    fn init_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        super::span::create_context_variable(module.py())
+    }
+}

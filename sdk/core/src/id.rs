@@ -213,7 +213,7 @@ mod tests {
         let below = SpanId::of_phase(trace, Some(root), "prefill", "10.0.0.2", "Prefill", 0);
         assert_eq!(
             (root.to_string(), again.to_string(), below.to_string()),
-            ("".into(), "".into(), "".into())
+            ("8b82f4a050eabdbc".into(), "b007b7f45923d1a8".into(), "4187b06c6b4b349e".into())
         );
     }
 

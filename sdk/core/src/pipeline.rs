@@ -39,7 +39,7 @@ pub struct Pipeline {
     recorder: Arc<Recorder>,
     commands: UnboundedSender<Command>,
     stats: Arc<Mutex<Stats>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Command {
@@ -68,7 +68,7 @@ impl Pipeline {
                 runtime.shutdown_background();
             }
         })?;
-        Ok(Self { recorder, commands, stats, thread: Some(thread) })
+        Ok(Self { recorder, commands, stats, thread: Mutex::new(Some(thread)) })
     }
 
     /// What the host's threads record with.
@@ -85,9 +85,10 @@ impl Pipeline {
 
     /// Closes every request, delivers or logs everything within `timeout`, and
     /// ends the thread.
-    pub fn shutdown(mut self, timeout: Duration) -> Stats {
+    pub fn shutdown(&self, timeout: Duration) -> Stats {
         let ended = self.ask(timeout, |deadline, done| Command::Shutdown { deadline, done });
-        if let Some(thread) = self.thread.take()
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
             && (ended || thread.is_finished())
         {
             // It has answered, so it is past its last wait. A panic is in stderr.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::carry::{self, Carry};
+use crate::carry::{self, Carried, Carry};
 use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan};
-use crate::id::canonical_request_id;
+use crate::id::{TraceId, canonical_request_id};
 use crate::queue::{ActionRecord, Bind, Queue};
 use crate::vocabulary::Vocabulary;
 
@@ -87,6 +87,18 @@ impl Recorder {
         }
         if !carried.starts.is_empty() {
             set(carry::STARTS, &carry::write_starts(&carried.starts));
+        }
+    }
+
+    /// The trace of a request as far as this process knows, and its W3C flags.
+    pub fn trace_of(&self, request_id: &str) -> (TraceId, u8) {
+        match self.carry.get(request_id) {
+            Some(Carried { context: Some(context), .. }) => (context.trace_id, context.flags),
+            Some(carried) => (TraceId::of_request(&carried.canonical), SpanContext::SAMPLED),
+            None => {
+                let canonical = canonical_request_id(request_id);
+                (TraceId::of_request(canonical), SpanContext::SAMPLED)
+            }
         }
     }
 

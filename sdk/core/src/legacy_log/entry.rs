@@ -190,8 +190,8 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
         action,
         time,
         request_id,
-        role: &*span.source.role,
-        node: &*span.source.node,
+        role: &span.source.role,
+        node: &span.source.node,
         suffix,
     };
     let Some(origin) = &span.origin else {

@@ -25,7 +25,7 @@ const EXPORTED: &str = "<<<Exported: ";
 #[derive(Debug, PartialEq)]
 pub enum Line<'a> {
     /// A moment of a request, or a free span.
-    Action(ActionLine<'a>),
+    Action(Box<ActionLine<'a>>),
     /// Spans that a Collector has taken, of those that this file's lines make.
     Exported(Vec<SpanId>),
     /// Something else.
@@ -95,13 +95,13 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
     if request_id.is_empty() && suffix.span.is_none() {
         return Err(LineError::EmptyRequestId);
     }
-    Ok(Line::Action(ActionLine {
+    Ok(Line::Action(Box::new(ActionLine {
         action: suffix.action.clone().map_or(Cow::Borrowed(action), Cow::Owned),
         time,
         request_id: suffix.request_id.clone().map_or(Cow::Borrowed(request_id), Cow::Owned),
         source,
         suffix,
-    }))
+    })))
 }
 
 fn split<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {

@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use record::{DecodedAction, Record};
+pub(crate) use record::{DecodedAction, Record};
 pub(crate) use record::{ActionRecord, Bind, Encode};
 use ring::Ring;
 
@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// A many-producer queue of records without shared state on the fast path.
-pub struct Queue {
+pub(crate) struct Queue {
     id: u64,
     ring_words: usize,
     rings: Mutex<Vec<Arc<Ring>>>,
@@ -42,7 +42,7 @@ pub struct Queue {
 impl Queue {
     /// `bytes_per_thread` is rounded up to a power of two. `wake` is called, at
     /// most once per drain, when a ring becomes half full.
-    pub fn new(bytes_per_thread: usize, wake: Box<dyn Fn() + Send + Sync>) -> Self {
+    pub(crate) fn new(bytes_per_thread: usize, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
             id: NEXT_QUEUE.fetch_add(1, Ordering::Relaxed),
             ring_words: (bytes_per_thread / 8).clamp(1 << 10, 1 << 27).next_power_of_two(),
@@ -89,7 +89,7 @@ impl Queue {
 
     /// Hands every record that is in the queue now to `consume`, ring by ring,
     /// each in the order it was recorded. Only one thread may drain.
-    pub fn drain(&self, mut consume: impl FnMut(Record<'_>)) {
+    pub(crate) fn drain(&self, mut consume: impl FnMut(Record<'_>)) {
         self.wake_pending.store(false, Ordering::Release);
         let rings: Vec<Arc<Ring>> = self.lock().clone();
         let mut scratch = Vec::new();
@@ -108,7 +108,7 @@ impl Queue {
     }
 
     /// Records lost because a ring was full.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         let now: u64 = self.lock().iter().map(|ring| ring.lost()).sum();
         now + self.lost_before.load(Ordering::Relaxed)
     }

@@ -65,7 +65,7 @@ pub(crate) struct Bind<'a> {
 
 /// A decoded record.
 #[derive(Debug)]
-pub enum Record<'a> {
+pub(crate) enum Record<'a> {
     /// A moment of a request.
     Action(DecodedAction<'a>),
     /// A request's context and canonical id.
@@ -83,42 +83,42 @@ pub enum Record<'a> {
 
 /// A moment of a request, out of the ring.
 #[derive(Debug)]
-pub struct DecodedAction<'a> {
+pub(crate) struct DecodedAction<'a> {
     /// What happened.
-    pub name: ActionName<'a>,
+    pub(crate) name: ActionName<'a>,
     /// Nanoseconds since 1970.
-    pub time: u64,
+    pub(crate) time: u64,
     /// Request id as recorded.
-    pub request_id: &'a str,
+    pub(crate) request_id: &'a str,
     /// Which try, from 0.
-    pub occurrence: u16,
+    pub(crate) occurrence: u16,
     /// It happened in another process.
-    pub carried: bool,
+    pub(crate) carried: bool,
     /// The context that came with it.
-    pub context: Option<SpanContext>,
+    pub(crate) context: Option<SpanContext>,
     /// Attributes.
-    pub attributes: Vec<(&'a str, ValueRef<'a>)>,
+    pub(crate) attributes: Vec<(&'a str, ValueRef<'a>)>,
 }
 
 /// A finished free span, out of the ring.
 #[derive(Debug)]
-pub struct DecodedSpan<'a> {
+pub(crate) struct DecodedSpan<'a> {
     /// Span name.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// Nanoseconds since 1970.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Nanoseconds since 1970.
-    pub end: u64,
+    pub(crate) end: u64,
     /// Its id.
-    pub span_id: SpanId,
+    pub(crate) span_id: SpanId,
     /// Where it hangs.
-    pub parent: Parent<'a>,
+    pub(crate) parent: Parent<'a>,
     /// Its kind.
-    pub kind: SpanKind,
+    pub(crate) kind: SpanKind,
     /// Description of the failure.
-    pub error: Option<&'a str>,
+    pub(crate) error: Option<&'a str>,
     /// Attributes.
-    pub attributes: Vec<(&'a str, ValueRef<'a>)>,
+    pub(crate) attributes: Vec<(&'a str, ValueRef<'a>)>,
 }
 
 /// The part of a text that is kept: whole characters within the limit.

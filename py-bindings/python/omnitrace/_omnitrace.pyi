@@ -1,0 +1,182 @@
+from collections.abc import Mapping, MutableMapping
+from types import TracebackType
+from typing import Any, Callable, Optional, Protocol, TypedDict, TypeVar, Union, final
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_Value = Union[str, int, float, bool, None]
+
+__version__: str
+
+class _Carrier(Protocol):
+    """Anything with a dict's `get`, such as Starlette's `Headers`."""
+
+    def get(self, key: str, /) -> Optional[str]: ...
+
+class Stats(TypedDict):
+    """The books of this process.
+
+    At any time ``created == exported + in_flight + logged + sum(dropped.values())``.
+    """
+
+    created: int
+    """Spans made."""
+    exported: int
+    """Spans that a Collector has taken."""
+    in_flight: int
+    """Spans waiting or on the wire."""
+    logged: int
+    """Spans that are in the legacy log and that no Collector has taken."""
+    dropped: dict[str, int]
+    """Spans lost, by reason."""
+    events: int
+    """Actions and spans taken from the queue."""
+    events_lost: int
+    """Actions lost because the queue was full."""
+    events_loose: int
+    """Actions that became part of no span."""
+    unsampled: int
+    """Spans not made because their trace is not sampled."""
+    contradictory: int
+    """Phases not made because they would end before they start."""
+    open_requests: int
+    """Requests that may still get actions."""
+    last_error: Optional[str]
+    """Why the last export failed, until one succeeds."""
+
+@final
+class SpanContext:
+    """The identity of one span, as W3C ``traceparent`` carries it."""
+
+    @property
+    def trace_id(self) -> str:
+        """32 lower-case hexadecimal digits."""
+    @property
+    def span_id(self) -> str:
+        """16 lower-case hexadecimal digits."""
+    @property
+    def sampled(self) -> bool:
+        """Whether the trace is recorded."""
+    @property
+    def traceparent(self) -> str:
+        """The header's value."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class span:
+    """A span around a block (``with`` or ``async with``), or, as a decorator,
+    around each call of a function, coroutine function or generator.
+
+    name: the span's name.
+    request_id: hangs it under that request's SERVER span of this process; within
+        another open span it hangs under that one.
+    attributes: text, integers, floats and truth values; anything else becomes text.
+    parent: a context to hang it under instead, such as `extract` returns.
+
+    An exception that leaves the block marks the span as failed and goes on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        request_id: Optional[str] = None,
+        attributes: Optional[Mapping[str, object]] = None,
+        *,
+        parent: Optional[SpanContext] = None,
+    ) -> None: ...
+    @property
+    def context(self) -> Optional[SpanContext]:
+        """Its own context, while it is open."""
+    def set_attribute(self, key: str, value: object) -> None:
+        """Sets one attribute; the last value of a key counts."""
+    def __enter__(self) -> span: ...
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> bool: ...
+    async def __aenter__(self) -> span: ...
+    async def __aexit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None: ...
+    def __call__(self, function: _F) -> _F: ...
+
+def init(
+    *,
+    service_name: Optional[str] = None,
+    role: Optional[str] = None,
+    endpoint: Optional[str] = None,
+    traces_endpoint: Optional[str] = None,
+    protocol: Optional[str] = None,
+    headers: Optional[Mapping[str, str]] = None,
+    compression: Optional[str] = None,
+    exporter: Optional[str] = None,
+    resource_attributes: Optional[Mapping[str, str]] = None,
+    legacy_log: Optional[str] = None,
+    legacy_log_directory: Optional[str] = None,
+    schedule_delay: Optional[float] = None,
+    export_timeout: Optional[float] = None,
+    disabled: Optional[bool] = None,
+) -> None:
+    """Sets this process up and starts its exporter thread.
+
+    Optional: without it the first action or span does the same from the
+    environment alone. What is not given here comes from the environment.
+    ``schedule_delay`` and ``export_timeout`` are seconds. A second call shuts
+    the first set-up down.
+
+    Raises TypeError for an unknown argument, ValueError for a wrong value.
+    """
+
+def action(
+    name: str, request_id: str, attributes: Optional[Mapping[str, object]] = None
+) -> None:
+    """Records that ``name`` happened to a request, now.
+
+    name: an action of the vocabulary; any other becomes an event on the
+        request's SERVER span.
+    request_id: in any form that vLLM makes of it.
+
+    Never raises and never waits.
+    """
+
+def extract(
+    carrier: Union[Mapping[str, str], _Carrier], request_id: Optional[str] = None
+) -> Optional[SpanContext]:
+    """Reads the trace context that came with a call; None if it has no valid one.
+
+    With ``request_id`` the context, and what `inject` wrote for that request in
+    another process of this node, is bound to the request: all its phases here
+    join that trace. To be called before the request's first action.
+    """
+
+def inject(
+    carrier: MutableMapping[str, str], request_id: Optional[str] = None
+) -> None:
+    """Writes a trace context for the receiver of a call.
+
+    Without ``request_id``: ``traceparent`` of the innermost open span, for any
+    service. With it: what another process *of this node* needs to go on with the
+    request (``traceparent`` as it came, ``omnitrace-request-id``,
+    ``omnitrace-starts``), to be given to `extract` there.
+    """
+
+def flush(timeout: float = 5.0) -> bool:
+    """Waits until everything recorded so far is exported or in the legacy log.
+
+    A Collector that does not take it now is not waited for. False: ``timeout``
+    seconds were not enough, or something had to be dropped.
+    """
+
+def shutdown(timeout: float = 2.0) -> None:
+    """Delivers what there is within ``timeout`` seconds, the rest to the legacy
+    log, and stops recording. Runs at exit by itself."""
+
+def stats() -> Stats:
+    """The books of this process, as of the exporter thread's last round."""
+
+def _after_fork_in_child() -> None: ...

@@ -1,0 +1,110 @@
+//! `omnitrace.extract` and `omnitrace.inject`: context in and out of carriers.
+
+use std::collections::HashMap;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use crate::attributes::text;
+use crate::process::with_recorder;
+use crate::span::current;
+
+/// The context of one span.
+#[pyclass(frozen, eq, hash, from_py_object, module = "omnitrace")]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SpanContext(pub(crate) omnitrace::SpanContext);
+
+#[pymethods]
+impl SpanContext {
+    #[getter]
+    fn trace_id(&self) -> String {
+        self.0.trace_id.to_string()
+    }
+
+    #[getter]
+    fn span_id(&self) -> String {
+        self.0.span_id.to_string()
+    }
+
+    #[getter]
+    fn sampled(&self) -> bool {
+        self.0.is_sampled()
+    }
+
+    #[getter]
+    fn traceparent(&self) -> String {
+        self.0.traceparent()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("SpanContext('{}')", self.0.traceparent())
+    }
+}
+
+/// Keys that a carrier may hold for us.
+const KEYS: [&str; 3] = ["traceparent", "omnitrace-request-id", "omnitrace-starts"];
+
+/// Reads the context that came with a call.
+#[pyfunction]
+#[pyo3(signature = (carrier, request_id=None))]
+pub(crate) fn extract(
+    carrier: &Bound<'_, PyAny>,
+    request_id: Option<&Bound<'_, PyAny>>,
+) -> Option<SpanContext> {
+    let found = read(carrier);
+    let request_id = request_id.filter(|id| !id.is_none()).map(text);
+    with_recorder(|recorder| {
+        recorder.extract(|key| found.get(key).map(String::as_str), request_id.as_deref())
+    })
+    .flatten()
+    .map(SpanContext)
+}
+
+/// Our keys in the carrier; a plain dict may spell them in any case.
+fn read(carrier: &Bound<'_, PyAny>) -> HashMap<&'static str, String> {
+    let mut found = HashMap::new();
+    if let Ok(dict) = carrier.cast::<PyDict>() {
+        for (key, value) in dict.iter() {
+            let key = text(&key);
+            let known = KEYS.into_iter().find(|k| key.eq_ignore_ascii_case(k));
+            if let (Some(known), Ok(value)) = (known, value.cast::<PyString>()) {
+                found.insert(known, value.to_string_lossy().into_owned());
+            }
+        }
+        return found;
+    }
+    for key in KEYS {
+        let Ok(value) = carrier.call_method1("get", (key,)) else { continue };
+        if let Ok(value) = value.cast::<PyString>() {
+            found.insert(key, value.to_string_lossy().into_owned());
+        }
+    }
+    found
+}
+
+/// Writes the context that the receiver of a call needs.
+#[pyfunction]
+#[pyo3(signature = (carrier, request_id=None))]
+pub(crate) fn inject(
+    py: Python<'_>,
+    carrier: &Bound<'_, PyAny>,
+    request_id: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let Some(request_id) = request_id.filter(|id| !id.is_none()) else {
+        return match current(py) {
+            Some(context) => carrier.set_item("traceparent", context.0.traceparent()),
+            None => Ok(()),
+        };
+    };
+    let request_id = text(request_id);
+    let mut failed = Ok(());
+    with_recorder(|recorder| {
+        recorder.inject_request(&request_id, |key, value| {
+            if failed.is_ok() {
+                failed = carrier.set_item(key, value);
+            }
+        });
+    });
+    // A carrier that cannot be written to is a mistake in the calling code.
+    failed
+}

@@ -1,0 +1,145 @@
+//! `omnitrace.init`, `flush`, `shutdown`, `stats`, and what a fork needs.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use omnitrace::Config;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyMapping};
+
+use crate::attributes::text;
+use crate::process;
+
+/// Keyword of `init` → the variable that it stands in for.
+const OVERRIDES: [(&str, &str); 14] = [
+    ("service_name", "OTEL_SERVICE_NAME"),
+    ("role", "ROLE"),
+    ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ("traces_endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+    ("protocol", "OTEL_EXPORTER_OTLP_PROTOCOL"),
+    ("headers", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ("compression", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+    ("exporter", "OTEL_TRACES_EXPORTER"),
+    ("resource_attributes", "OTEL_RESOURCE_ATTRIBUTES"),
+    ("legacy_log", "OMNITRACE_LEGACY_LOG"),
+    ("legacy_log_directory", "TRACE_OUTPUT_DIRECTORY"),
+    ("schedule_delay", "OTEL_BSP_SCHEDULE_DELAY"),
+    ("export_timeout", "OTEL_BSP_EXPORT_TIMEOUT"),
+    ("disabled", "OTEL_SDK_DISABLED"),
+];
+/// Of these, the ones given in seconds that the variable takes in milliseconds.
+const SECONDS: [&str; 2] = ["schedule_delay", "export_timeout"];
+
+/// Sets this process up; what is not given comes from the environment.
+#[pyfunction]
+#[pyo3(signature = (**overrides))]
+pub(crate) fn init(py: Python<'_>, overrides: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+    let mut given: HashMap<&str, String> = HashMap::new();
+    for (key, value) in overrides.into_iter().flatten() {
+        let key = text(&key).into_owned();
+        let Some((_, variable)) = OVERRIDES.iter().find(|(name, _)| *name == key) else {
+            let names: Vec<&str> = OVERRIDES.iter().map(|(name, _)| *name).collect();
+            return Err(PyTypeError::new_err(format!(
+                "init() got an unexpected keyword argument '{key}'; it takes {}",
+                names.join(", ")
+            )));
+        };
+        if value.is_none() {
+            continue;
+        }
+        given.insert(variable, override_text(&key, &value)?);
+    }
+    let (config, warnings) =
+        Config::from_vars(|name| given.get(name).cloned().or_else(|| std::env::var(name).ok()));
+    // A wrong argument is a mistake in the calling code; a wrong variable is not.
+    let ours = |w: &&String| given.keys().any(|variable| w.contains(variable));
+    let endpoint = |w: &&String| {
+        w.starts_with("OTLP endpoint") && given.keys().any(|v| v.ends_with("ENDPOINT"))
+    };
+    if let Some(warning) = warnings.iter().find(|w| ours(w) || endpoint(w)) {
+        let mut message = warning.clone();
+        for (name, variable) in OVERRIDES {
+            message = message.replace(variable, name);
+        }
+        return Err(PyValueError::new_err(message));
+    }
+    process::configure(py, config);
+    warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    Ok(())
+}
+
+fn override_text(key: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
+    if SECONDS.contains(&key) {
+        let seconds: f64 = value.extract().map_err(|_| {
+            PyTypeError::new_err(format!("{key} must be a number of seconds"))
+        })?;
+        if !(0.0..=1e9).contains(&seconds) {
+            return Err(PyValueError::new_err(format!("{key} must be 0 or more seconds")));
+        }
+        return Ok(format!("{}", (seconds * 1000.0).round() as u64));
+    }
+    if let Ok(mapping) = value.cast::<PyMapping>() {
+        let mut pairs = Vec::new();
+        for item in mapping.items()?.iter() {
+            let (key, value) = (item.get_item(0)?, item.get_item(1)?);
+            pairs.push(format!("{}={}", text(&key), percent_encode(&text(&value))));
+        }
+        return Ok(pairs.join(","));
+    }
+    Ok(text(value).into_owned())
+}
+
+/// Protects what separates pairs in the variable's text.
+fn percent_encode(text: &str) -> String {
+    text.replace('%', "%25").replace(',', "%2C")
+}
+
+/// Waits until everything recorded so far is exported or in the legacy log.
+#[pyfunction]
+#[pyo3(signature = (timeout=5.0))]
+pub(crate) fn flush(py: Python<'_>, timeout: f64) -> bool {
+    process::flush(py, seconds(timeout))
+}
+
+/// Delivers what there is and stops recording.
+#[pyfunction]
+#[pyo3(signature = (timeout=2.0))]
+pub(crate) fn shutdown(py: Python<'_>, timeout: f64) {
+    process::end(py, seconds(timeout));
+}
+
+fn seconds(timeout: f64) -> Duration {
+    Duration::try_from_secs_f64(timeout).unwrap_or(Duration::ZERO)
+}
+
+/// The books of this process.
+#[pyfunction]
+pub(crate) fn stats(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let stats = process::stats();
+    let dropped = PyDict::new(py);
+    for (reason, count) in &stats.dropped {
+        dropped.set_item(reason, count)?;
+    }
+    let books = PyDict::new(py);
+    books.set_item("created", stats.created)?;
+    books.set_item("exported", stats.exported)?;
+    books.set_item("in_flight", stats.in_flight)?;
+    books.set_item("logged", stats.logged)?;
+    books.set_item("dropped", dropped)?;
+    books.set_item("events", stats.events)?;
+    books.set_item("events_lost", stats.events_lost)?;
+    books.set_item("events_loose", stats.events_loose)?;
+    books.set_item("unsampled", stats.unsampled)?;
+    books.set_item("contradictory", stats.contradictory)?;
+    books.set_item("open_requests", stats.open_requests)?;
+    books.set_item("last_error", stats.last_error)?;
+    Ok(books)
+}
+
+/// Called in a forked child before anything else runs there.
+#[pyfunction]
+#[pyo3(name = "_after_fork_in_child")]
+pub(crate) fn after_fork_in_child() {
+    process::forget_parent();
+}

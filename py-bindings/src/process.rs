@@ -1,0 +1,156 @@
+//! The one pipeline of this process: started when first needed, and again in a
+//! forked child.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use omnitrace::{Config, Pipeline, Recorder, Stats};
+use pyo3::prelude::*;
+
+/// What callers record with; none before the first use, after a fork and after
+/// shutdown.
+static RECORDER: ArcSwapOption<Recorder> = ArcSwapOption::const_empty();
+/// Nothing is to be recorded: switched off, or shut down.
+static SILENT: AtomicBool = AtomicBool::new(false);
+/// Spans that came after shutdown.
+static LATE: AtomicU64 = AtomicU64::new(0);
+static STATE: Mutex<State> = Mutex::new(State::NEW);
+
+struct State {
+    config: Option<Config>,
+    pipeline: Option<Arc<Pipeline>>,
+    /// The books of a pipeline that has ended.
+    last: Option<Stats>,
+    routed: bool,
+}
+
+impl State {
+    const NEW: Self = Self { config: None, pipeline: None, last: None, routed: false };
+}
+
+/// The lock is only ever taken with the GIL held, so no thread can hold it while
+/// another forks.
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `f` with the recorder, starting it first if this process has none yet.
+pub(crate) fn with_recorder<T>(f: impl FnOnce(&Recorder) -> T) -> Option<T> {
+    if let Some(recorder) = &*RECORDER.load() {
+        return Some(f(recorder));
+    }
+    if SILENT.load(Ordering::Relaxed) {
+        return None;
+    }
+    start().map(|recorder| f(&recorder))
+}
+
+/// Counts a span that came after shutdown.
+pub(crate) fn count_late_span() {
+    LATE.fetch_add(1, Ordering::Relaxed);
+}
+
+fn start() -> Option<Arc<Recorder>> {
+    let mut state = state();
+    if let Some(pipeline) = &state.pipeline {
+        return Some(Arc::clone(pipeline.recorder()));
+    }
+    if !state.routed {
+        state.routed = true;
+        omnitrace::diagnostics::route(log_to_python);
+    }
+    let config = state.config.get_or_insert_with(|| {
+        let (config, warnings) = Config::from_env();
+        warnings.iter().for_each(|w| tracing::warn!("{w}"));
+        config
+    });
+    if config.disabled {
+        SILENT.store(true, Ordering::Relaxed);
+        return None;
+    }
+    match Pipeline::start(config.clone()) {
+        Ok(pipeline) => {
+            let recorder = Arc::clone(pipeline.recorder());
+            RECORDER.store(Some(Arc::clone(&recorder)));
+            state.pipeline = Some(Arc::new(pipeline));
+            Some(recorder)
+        }
+        Err(error) => {
+            tracing::error!("{error}; nothing is traced in this process");
+            SILENT.store(true, Ordering::Relaxed);
+            None
+        }
+    }
+}
+
+/// Uses `config` from now on; what ran before is shut down first.
+pub(crate) fn configure(py: Python<'_>, config: Config) {
+    end(py, Duration::from_secs(2));
+    let mut state = state();
+    state.config = Some(config);
+    state.last = None;
+    LATE.store(0, Ordering::Relaxed);
+    SILENT.store(false, Ordering::Relaxed);
+    drop(state);
+    start();
+}
+
+/// Delivers what there is and stops recording.
+pub(crate) fn end(py: Python<'_>, timeout: Duration) {
+    SILENT.store(true, Ordering::Relaxed);
+    RECORDER.store(None);
+    let pipeline = state().pipeline.take();
+    if let Some(pipeline) = pipeline {
+        let stats = py.detach(|| pipeline.shutdown(timeout));
+        state().last = Some(stats);
+    }
+}
+
+/// Waits until everything recorded so far is exported or logged.
+pub(crate) fn flush(py: Python<'_>, timeout: Duration) -> bool {
+    // The lock must not be held without the GIL.
+    let pipeline = state().pipeline.clone();
+    pipeline.is_none_or(|pipeline| py.detach(|| pipeline.flush(timeout)))
+}
+
+/// The books, of the running pipeline or of the one that has ended.
+pub(crate) fn stats() -> Stats {
+    let state = state();
+    let running = state.pipeline.as_ref().map(|p| p.stats());
+    let mut stats = running.or_else(|| state.last.clone()).unwrap_or_default();
+    let late = LATE.load(Ordering::Relaxed);
+    if late > 0 {
+        stats.created += late;
+        *stats.dropped.entry("after_shutdown").or_default() += late;
+    }
+    stats
+}
+
+/// Forgets what belongs to the parent: its thread is not here, its sockets and
+/// buffered spans are its own. The child starts anew when it first records.
+pub(crate) fn forget_parent() {
+    let mut state = state();
+    if let Some(pipeline) = state.pipeline.take() {
+        // Dropping it would tell a thread that does not exist here to end.
+        std::mem::forget(pipeline);
+    }
+    if let Some(recorder) = RECORDER.swap(None) {
+        std::mem::forget(recorder);
+    }
+    state.last = None;
+    LATE.store(0, Ordering::Relaxed);
+}
+
+/// A message of ours into Python's `logging`, logger `omnitrace`. Called on the
+/// exporter thread; says nothing once the interpreter is on its way out.
+fn log_to_python(level: tracing::Level, message: &str) {
+    let logged = Python::try_attach(|py| -> PyResult<()> {
+        let logger = py.import("logging")?.call_method1("getLogger", ("omnitrace",))?;
+        let method = if level == tracing::Level::ERROR { "error" } else { "warning" };
+        logger.call_method1(method, ("%s", message)).map(|_| ())
+    });
+    // A logger that fails is not a reason to fail.
+    let _ = logged;
+}
