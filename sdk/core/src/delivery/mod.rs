@@ -187,10 +187,12 @@ impl Delivery {
             LegacyLogMode::Always => None,
             LegacyLogMode::Fallback => {
                 let mut lines = Vec::with_capacity(spans.len() * 256);
-                for Waiting { span, .. } in spans {
-                    for entry in legacy_log::span_entries(&self.vocabulary, span) {
-                        self.lines.entry(entry, &mut lines);
-                    }
+                let entries = spans
+                    .iter()
+                    .flat_map(|w| legacy_log::span_entries(&self.vocabulary, &w.span))
+                    .collect();
+                for entry in legacy_log::merge(entries) {
+                    self.lines.entry(entry, &mut lines);
                 }
                 (!self.append(&lines)).then_some(LOG_FAILED)
             }

@@ -1,5 +1,6 @@
 //! What is written for an event or a span, before it becomes text.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{MapAccess, Visitor};
@@ -10,7 +11,7 @@ use crate::assembler::LooseEvent;
 use crate::context::SpanContext;
 use crate::event::Event;
 use crate::span::{Span, Status};
-use crate::value::{Attribute, Value};
+use crate::value::{Attribute, Value, set_attribute};
 use crate::vocabulary::Vocabulary;
 
 /// The JSON object after the legacy line: what the line itself cannot hold.
@@ -182,6 +183,32 @@ pub(crate) fn loose_entry(event: &LooseEvent) -> Entry<'_> {
             ..suffix(event.context.as_ref(), event.occurrence, event.attributes.clone())
         },
     }
+}
+
+/// Makes one line of all that speak of the same moment, in order of time.
+pub(crate) fn merge(entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
+    let mut merged: Vec<Entry<'_>> = Vec::with_capacity(entries.len());
+    let mut index = HashMap::new();
+    for entry in entries {
+        if entry.suffix.span.is_some() {
+            merged.push(entry);
+            continue;
+        }
+        let key = (entry.request_id, entry.action, entry.time, entry.suffix.occurrence);
+        let at = *index.entry(key).or_insert(merged.len());
+        let Some(kept) = merged.get_mut(at) else {
+            merged.push(entry);
+            continue;
+        };
+        for Attribute { key, value } in entry.suffix.attributes.0 {
+            set_attribute(&mut kept.suffix.attributes.0, &key, value);
+        }
+        if let (Some(kept), Some(more)) = (&mut kept.suffix.undelivered, entry.suffix.undelivered) {
+            kept.extend(more);
+        }
+    }
+    merged.sort_by_key(|entry| entry.time);
+    merged
 }
 
 /// The lines from which a span that was not delivered can be made again.

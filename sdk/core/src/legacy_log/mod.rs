@@ -7,6 +7,6 @@ mod writer;
 
 pub use entry::{Suffix, SpanSuffix};
 pub use line::{ActionLine, Line, LineError, MARKER, parse_line};
-pub(crate) use entry::{Entry, event_entry, loose_entry, span_entries};
+pub(crate) use entry::{Entry, event_entry, loose_entry, merge, span_entries};
 pub(crate) use line::LineFormatter;
 pub(crate) use writer::LegacyLog;

@@ -1,0 +1,87 @@
+//! `omnitrace replay`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use omnitrace::config::{self, Config, Protocol};
+use omnitrace::Vocabulary;
+use omnitrace_offline::reader::ReadError;
+use omnitrace_offline::replay::{self, Options, ReplayError};
+
+use crate::input;
+
+/// Send what legacy logs hold to a Collector, with the original times and ids.
+///
+/// What a Collector has taken already is left out. Sending again does no harm:
+/// the ids are the same.
+#[derive(Args)]
+pub(crate) struct ReplayArgs {
+    /// Directory with the logs (all files below it are read, .gz included), or
+    /// one log file
+    log_dir: PathBuf,
+    /// OTLP base endpoint, such as http://localhost:4318 (HTTP) or, with
+    /// --protocol grpc, http://localhost:4317; default: OTEL_EXPORTER_OTLP_*
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// http/protobuf, http/json or grpc
+    #[arg(long, value_parser = |name: &str| Protocol::named(name).ok_or("not http/protobuf, http/json or grpc"))]
+    protocol: Option<Protocol>,
+    /// Also send what a Collector has taken already
+    #[arg(long)]
+    all: bool,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Why the replay failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error("--endpoint {0} {1}")]
+    Endpoint(String, String),
+    #[error("there is no endpoint to send to: give --endpoint")]
+    NoEndpoint,
+}
+
+pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
+    let (config, warnings) = Config::from_env();
+    let mut exporter = config.exporter;
+    if exporter.is_none() && args.endpoint.is_some() {
+        // The environment's endpoint is unusable or switched off; this one counts.
+        exporter = Config::from_vars(|_| None).0.exporter;
+    } else {
+        warnings.iter().for_each(|w| eprintln!("omnitrace: {w}"));
+    }
+    let mut exporter = exporter.ok_or(Error::NoEndpoint)?;
+    if let Some(protocol) = args.protocol {
+        exporter.protocol = protocol;
+    }
+    if let Some(endpoint) = &args.endpoint {
+        config::check_endpoint(endpoint)
+            .map_err(|reason| Error::Endpoint(endpoint.clone(), reason))?;
+        // A URL that already names the traces path is taken as it is.
+        let whole = endpoint.trim_end_matches('/').ends_with("/v1/traces");
+        exporter.endpoint = match whole {
+            true => endpoint.clone(),
+            false => config::base_endpoint(Some(endpoint.clone()), exporter.protocol),
+        };
+    }
+    let log = input::read(&args.log_dir, args.quiet)?;
+    let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);
+    let progress = |n: usize| bar.inc(n as u64);
+    let options = Options { all: args.all };
+    let summary = replay::replay(&Vocabulary::omni_vllm(), &log, &exporter, options, &progress);
+    bar.finish_and_clear();
+    let summary = summary?;
+    if !args.quiet {
+        eprintln!(
+            "omnitrace: {} spans sent to {}, {} left out that a Collector has already",
+            summary.sent, exporter.endpoint, summary.skipped
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! A request's logged events through the assembler.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use omnitrace::SpanContext;
+use omnitrace::Vocabulary;
+use omnitrace::assembler::{Assembler, Output, Scope};
+use omnitrace::event::{ActionName, Event};
+use omnitrace::span::Span;
+
+use crate::reader::{LoggedEvent, Request};
+
+/// All spans of one request, by start time, parents first.
+pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
+    let mut assembler = Assembler::new(Arc::clone(vocabulary), Scope::Whole);
+    let mut output = Output::default();
+    for event in &request.events {
+        assembler.event(to_event(vocabulary, request, event), &mut output);
+    }
+    assembler.finish(&mut output);
+    output.spans.sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
+    output.spans
+}
+
+/// Those of a request's spans that, by its log, no Collector has taken.
+pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
+    let marked = |e: &&LoggedEvent| e.extra.as_ref().is_some_and(|x| x.undelivered.is_some());
+    let mut spans = spans(vocabulary, request);
+    // Lines that were written without knowing say nothing against their spans.
+    let known = |action: &str, time: u64| {
+        let mut lines = request.events.iter().filter(|e| &*e.action == action && e.time == time);
+        lines.clone().next().is_some() && lines.all(|e| marked(&e))
+    };
+    let named: HashSet<(&str, u16, Option<SpanContext>)> = request
+        .events
+        .iter()
+        .filter_map(|e| Some((e, e.extra.as_ref()?)))
+        .flat_map(|(e, extra)| {
+            let names = extra.undelivered.iter().flatten();
+            names.map(move |name| (name.as_str(), e.occurrence, extra.context))
+        })
+        .collect();
+    spans.retain(|span| {
+        let Some(origin) = &span.origin else { return true };
+        let Some(last) = origin.end.as_ref().or(origin.start.as_ref()) else { return true };
+        let phase = &*vocabulary.phase(origin.phase).name;
+        // A phase that only the offline side makes has reached no Collector.
+        !vocabulary.phase(origin.phase).live
+            || !known(&last.action, last.time)
+            || named.contains(&(phase, origin.occurrence, origin.context))
+    });
+    spans
+}
+
+fn to_event<'a>(vocabulary: &Vocabulary, request: &'a Request, event: &'a LoggedEvent) -> Event<'a> {
+    let extra = event.extra.as_deref();
+    Event {
+        action: vocabulary
+            .action_named(&event.action)
+            .map_or(ActionName::Custom(&event.action), ActionName::Known),
+        time: event.time,
+        request_id: &request.id,
+        occurrence: event.occurrence,
+        context: extra.and_then(|e| e.context),
+        attributes: extra
+            .map(|e| e.attributes.iter().map(|a| (&*a.key, a.value.as_ref())).collect())
+            .unwrap_or_default(),
+        source: Arc::clone(&event.source),
+        carried: false,
+    }
+}
