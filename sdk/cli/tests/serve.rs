@@ -179,6 +179,8 @@ fn spans_that_came_in_three_ways_make_one_trace() {
 #[test]
 fn services_operations_and_dependencies_are_those_of_the_spans() {
     let server = server_with_one_trace();
+    let again = json!({"traceId": TRACE, "spanId": "00000000000000a4", "name": "Prefill"});
+    server.post(JSON, body("vllm-prefill", again).to_string().as_bytes());
     for (path, data) in [
         (
             "/api/services",
@@ -351,6 +353,22 @@ fn what_the_api_does_not_have_is_an_error_in_jaegers_shape() {
             })
         );
     }
+}
+
+#[test]
+fn of_several_traces_asked_for_by_id_the_missing_ones_are_named() {
+    let server = server_with_one_trace();
+    let answer = server.get("/api/traces?traceID=a3ce929d0e0e4736&traceID=77");
+    let mut envelope: Value = serde_json::from_slice(&answer.body).unwrap();
+    let data = envelope["data"].take();
+    assert_eq!(data, server.query("/api/traces/a3ce929d0e0e4736"));
+    assert_eq!(
+        envelope,
+        json!({
+            "data": null, "total": 0, "limit": 0, "offset": 0,
+            "errors": [{"msg": "trace not found", "traceID": "77"}],
+        })
+    );
 }
 
 #[test]

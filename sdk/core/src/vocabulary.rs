@@ -199,6 +199,12 @@ impl Vocabulary {
         &self.phases[usize::from(id.0)]
     }
 
+    /// Whether nothing that a single process makes shows this action.
+    pub fn is_offline_only(&self, id: ActionId) -> bool {
+        let action = self.action(id);
+        !action.event && !action.phases.iter().any(|p| self.phase(*p).live)
+    }
+
     /// Whether a phase covers its whole role, as a SERVER or CLIENT span does;
     /// such a phase is shown even when its end never came.
     pub fn is_main(&self, id: PhaseId) -> bool {

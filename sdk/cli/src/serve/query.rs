@@ -166,23 +166,21 @@ fn operations(store: &Store, params: &Params) -> Outcome<impl Serialize + use<>>
 }
 
 fn traces(store: &Store, params: &Params) -> Outcome<impl Serialize + use<>> {
-    let ids = params
-        .all("traceID")
-        .map(parse_trace_id)
-        .collect::<Result<Vec<_>, _>>()?;
-    if ids.is_empty() {
+    let mut ids = params.all("traceID").peekable();
+    if ids.peek().is_none() {
         let search = Search::parse(params, now()).map_err(Failure::bad)?;
         return Ok(Envelope::of(store.search(&search)));
     }
     let mut found = Vec::new();
     let mut missing = Vec::new();
     for id in ids {
-        match store.trace(id) {
+        match store.trace(parse_trace_id(id)?) {
             Some(trace) => found.push(trace),
             None => missing.push(ApiError {
                 code: None,
                 msg: "trace not found".to_owned(),
-                trace_id: Some(otlp::hex(&id)),
+                // As it was asked for: the UI looks it up by that.
+                trace_id: Some(id.to_owned()),
             }),
         }
     }

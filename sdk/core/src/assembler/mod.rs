@@ -152,6 +152,18 @@ impl Assembler {
         let context = event.context.or(request.bound);
         let at = find_visit(&mut request.visits, role, &event.source, context);
         let touched = request.visits[at].record(vocabulary, &event);
+        if let ActionName::Known(id) = event.action
+            && self.scope == Scope::Process
+            && !event.carried
+            && vocabulary.is_offline_only(id)
+        {
+            let visit = &request.visits[at];
+            output.loose.push(visit.loose_event(vocabulary, &request.id, id, &event));
+        }
+        if self.scope == Scope::Whole {
+            // The whole request is there only when it is closed.
+            return;
+        }
         for phase in touched {
             let visit = &request.visits[at];
             if !visit.is_due(vocabulary, self.scope, phase, event.occurrence) {
@@ -300,6 +312,9 @@ impl Assembler {
         let first = output.spans.len();
         emit_closing(&vocabulary, &mut request, output);
         for at in 0..request.visits.len() {
+            for (phase, occurrence) in request.visits[at].due(&vocabulary, self.scope) {
+                emit(&vocabulary, &mut request, at, phase, occurrence, output);
+            }
             for (phase, occurrence) in request.visits[at].incomplete(&vocabulary, self.scope) {
                 emit(&vocabulary, &mut request, at, phase, occurrence, output);
             }
@@ -501,3 +516,6 @@ fn adopt_by_tree(vocabulary: &Vocabulary, spans: &mut [Span]) {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

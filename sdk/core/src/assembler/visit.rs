@@ -236,6 +236,15 @@ impl Visit {
         }
     }
 
+    /// Every phase that [`Self::is_due`], in the vocabulary's order.
+    pub(super) fn due(&self, vocabulary: &Vocabulary, scope: Scope) -> Vec<(PhaseId, u16)> {
+        let mut tries: Vec<u16> = self.moments.iter().map(|m| m.occurrence).collect();
+        tries.sort_unstable();
+        tries.dedup();
+        let phases = vocabulary.phases().flat_map(|(id, _)| tries.iter().map(move |o| (id, *o)));
+        phases.filter(|(id, o)| self.is_due(vocabulary, scope, *id, *o)).collect()
+    }
+
     /// Whether a SERVER or CLIENT span of this process is still to come.
     pub(super) fn has_open_main(&self, vocabulary: &Vocabulary, scope: Scope) -> bool {
         !self.incomplete_mains(vocabulary, scope).is_empty()
@@ -412,7 +421,30 @@ impl Visit {
         Contents { name, status, attributes, recorded_attributes, events }
     }
 
-    /// What was recorded here and is part of no span.
+    /// An event that will be part of no span here, as it happens.
+    pub(super) fn loose_event(
+        &self,
+        vocabulary: &Vocabulary,
+        request_id: &Arc<str>,
+        id: ActionId,
+        event: &Event<'_>,
+    ) -> LooseEvent {
+        LooseEvent {
+            request_id: Arc::clone(request_id),
+            action: Arc::clone(&vocabulary.action(id).name),
+            time: event.time,
+            occurrence: event.occurrence,
+            context: self.context,
+            attributes: event
+                .attributes
+                .iter()
+                .map(|(key, value)| Attribute::new(*key, value.to_value()))
+                .collect(),
+            source: Arc::clone(&self.source),
+        }
+    }
+
+    /// What was recorded here, is part of no span, and has not been said yet.
     pub(super) fn loose(
         &mut self,
         vocabulary: &Vocabulary,
@@ -431,7 +463,7 @@ impl Visit {
         for moment in self.moments.iter().filter(|m| !m.foreign) {
             let action = vocabulary.action(moment.action);
             let shown = action.phases.iter().any(|p| self.is_emitted(*p, moment.occurrence));
-            if shown || action.event {
+            if shown || action.event || vocabulary.is_offline_only(moment.action) {
                 continue;
             }
             let attributes = self

@@ -31,6 +31,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Retry-After is honoured up to this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
+/// Events without a span that wait to learn whether a Collector takes the spans
+/// of their time.
+const MAX_LOOSE: usize = 65_536;
+
 /// Reason for a drop: the Collector and the log both failed.
 const NOT_DELIVERED: &str = "not_delivered";
 /// Reason for a drop: the legacy log could not be written.
@@ -51,6 +55,8 @@ pub(crate) struct Delivery {
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
     on_wire: Vec<Waiting>,
+    /// Events that no span holds share the fate of the spans of their time.
+    loose: VecDeque<(Instant, LooseEvent)>,
     failing: Option<Failing>,
     log_failing: bool,
     pub(crate) stats: Stats,
@@ -84,6 +90,7 @@ impl Delivery {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             on_wire: Vec::new(),
+            loose: VecDeque::new(),
             failing: None,
             log_failing: false,
             stats: Stats::default(),
@@ -124,11 +131,11 @@ impl Delivery {
             self.waiting_bytes += span.memory();
             self.waiting.push_back(Waiting { span, since: now });
         }
-        let unreachable = self.failing.is_some() || !self.has_exporter;
-        if unreachable && self.mode == LegacyLogMode::Fallback {
-            for event in &loose {
-                self.lines.entry(legacy_log::loose_entry(event), &mut self.buffer);
-            }
+        if self.mode == LegacyLogMode::Fallback {
+            self.loose.extend(loose.into_iter().map(|event| (now, event)));
+            // Without a span to go with, the oldest are let go.
+            let surplus = self.loose.len().saturating_sub(MAX_LOOSE);
+            self.loose.drain(..surplus);
         }
         self.write_events();
         self.keep_bounds(now);
@@ -176,10 +183,18 @@ impl Delivery {
         self.spill(&spans);
     }
 
+    /// Takes out the events without a span up to the latest of `spans`.
+    fn loose_until(&mut self, spans: &[Waiting]) -> Vec<LooseEvent> {
+        let latest = spans.iter().map(|w| w.since).max();
+        let count = self.loose.iter().take_while(|(since, _)| Some(*since) <= latest).count();
+        self.loose.drain(..count).map(|(_, event)| event).collect()
+    }
+
     fn spill(&mut self, spans: &[Waiting]) {
         if spans.is_empty() {
             return;
         }
+        let loose = self.loose_until(spans);
         let count = spans.len() as u64;
         let reason = match self.mode {
             LegacyLogMode::Off => Some(NOT_DELIVERED),
@@ -190,6 +205,7 @@ impl Delivery {
                 let entries = spans
                     .iter()
                     .flat_map(|w| legacy_log::span_entries(&self.vocabulary, &w.span))
+                    .chain(loose.iter().map(legacy_log::loose_entry))
                     .collect();
                 for entry in legacy_log::merge(entries) {
                     self.lines.entry(entry, &mut lines);
@@ -254,6 +270,7 @@ impl Delivery {
             Ok(()) => {
                 let taken = std::mem::take(&mut self.on_wire);
                 self.stats.exported += taken.len() as u64;
+                self.loose_until(&taken);
                 self.stats.last_error = None;
                 if let Some(failing) = self.failing.take()
                     && failing.attempts > 1

@@ -1,0 +1,94 @@
+# make demo    one request traced end to end, on this machine
+# make test    everything that CI runs
+# make lint    format, clippy, ruff, types
+# make bench   what a span costs
+# make module  the nginx module; wheel: the Python wheel; command: the command
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: all demo test lint bench module wheel command fmt clean test-rust test-python collector
+
+T := target
+VENV := $(T)/venv
+PYTHON := $(VENV)/bin/python
+MODULE := $(T)/nginx/ngx_http_omnitrace_module.so
+COMMAND := $(T)/release/omnitrace
+
+# The configured nginx source tree that the module is built for: Debian's own,
+# unless NGINX_SOURCE_DIR and NGINX_BUILD_DIR name another.
+export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
+export NGINX_BUILD_DIR ?= $(CURDIR)/$(T)/nginx-debian
+
+all: lint test
+
+demo: $(T)/.packages command module $(T)/.wheel
+	@.ci/packages browser || echo "no browser: the demo makes no picture" >&2
+	@$(PYTHON) examples/demo/demo.py $(if $(KEEP),--keep)
+
+# ---- what is built
+
+$(T)/.packages: .ci/packages
+	@command -v cargo >/dev/null || { \
+	    echo "Rust is missing: install it from https://rustup.rs, then run make again" >&2; exit 1; }
+	.ci/packages build
+	@mkdir -p $(T) && touch $@
+
+$(T)/nginx-debian/Makefile: $(T)/.packages
+	@cd $(NGINX_SOURCE_DIR) && . ./conf_flags && \
+	    ./configure "$${NGX_CONF_FLAGS[@]}" --builddir=$(CURDIR)/$(T)/nginx-debian \
+	    > $(CURDIR)/$(T)/nginx-configure.log || { tail -5 $(CURDIR)/$(T)/nginx-configure.log >&2; exit 1; }
+
+module: $(if $(findstring $(CURDIR),$(NGINX_BUILD_DIR)),$(T)/nginx-debian/Makefile)
+	cargo build --locked --release -p ngx-http-omnitrace-module
+	@mkdir -p $(T)/nginx
+	@install -m 644 $(T)/release/libngx_http_omnitrace_module.so $(MODULE)
+
+command: $(T)/.packages
+	cargo build --locked --release -p omnitrace-cli
+
+$(T)/.venv: tests/requirements.txt examples/vllm/requirements.txt
+	@mkdir -p $(T)
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check \
+	    -r tests/requirements.txt -r examples/vllm/requirements.txt
+	@touch $@
+
+wheel: $(T)/.packages $(T)/.venv
+	@rm -rf $(T)/wheels
+	$(VENV)/bin/maturin build --locked --release -q -m py-bindings/Cargo.toml -o $(T)/wheels
+
+$(T)/.wheel: wheel
+	@$(VENV)/bin/pip install -q --disable-pip-version-check --force-reinstall --no-deps $(T)/wheels/*.whl
+
+# ---- checks
+
+lint: $(T)/.packages $(T)/.venv $(T)/nginx-debian/Makefile
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+fmt:
+	cargo fmt --all
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+test: test-rust test-python
+
+test-rust: $(T)/.packages
+	cargo test --locked
+
+# A real Collector where Go can build one; the tests take rotel otherwise.
+collector:
+	@if command -v go >/dev/null; then tests/collector/build.sh; fi
+
+test-python: $(T)/.packages command module $(T)/.wheel collector
+	$(VENV)/bin/pytest -q tests
+
+bench: $(T)/.wheel
+	cargo bench --locked -p omnitrace
+	$(PYTHON) tests/bench/python.py
+
+clean:
+	rm -rf $(T)
