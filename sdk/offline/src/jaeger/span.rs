@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use omnitrace::Vocabulary;
-use omnitrace::span::{Source, Span, SpanKind, Status};
+use omnitrace::span::{Source, Span, Status};
 use omnitrace::value::{Attribute, Value};
 
 use super::model::{self, KeyValue, Log, Process, RefType, Reference, Trace};
@@ -64,9 +64,6 @@ fn span(span: &Span) -> model::Span {
             }
             tags.push(KeyValue::bool("error", true));
         }
-    }
-    if span.kind == SpanKind::Internal {
-        tags.retain(|t| t.key != "span.kind");
     }
     model::Span {
         span_id: span.span_id.to_string(),

@@ -1,0 +1,178 @@
+//! omnitrace's own recorder.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use omnitrace::event::{Action, FreeSpan, Parent};
+use omnitrace::id::SpanId;
+use omnitrace::span::SpanKind;
+use omnitrace::{Config, Pipeline, Recorder, SpanContext, ValueRef, clock};
+
+use crate::measure::{BURST, Books, Contestant};
+
+struct Ours<R> {
+    pipeline: Pipeline,
+    recorder: Arc<Recorder>,
+    records: R,
+}
+
+/// The settings are the defaults: the room for waiting spans never has to be
+/// raised for what this bench records.
+fn start<R: Records + 'static>(
+    endpoint: &str,
+    records: R,
+) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
+    let (config, warnings) = Config::from_vars(|name| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.to_owned()),
+        "OMNITRACE_LEGACY_LOG" => Some("off".to_owned()),
+        "ROLE" => Some("prefill".to_owned()),
+        _ => None,
+    });
+    if let Some(warning) = warnings.first() {
+        return Err(warning.as_str().into());
+    }
+    let pipeline = Pipeline::start(config)?;
+    let recorder = Arc::clone(pipeline.recorder());
+    Ok(Box::new(Ours { pipeline, recorder, records }))
+}
+
+trait Records {
+    fn prepare(&mut self) {}
+    fn record(&mut self, recorder: &Recorder);
+}
+
+impl<R: Records> Contestant for Ours<R> {
+    fn prepare(&mut self) {
+        self.records.prepare();
+    }
+
+    fn record(&mut self) {
+        self.records.record(&self.recorder);
+    }
+
+    fn flush(&mut self) {
+        // What is left undelivered shows in the books.
+        let _ = self.pipeline.flush(Duration::from_secs(30));
+    }
+
+    fn books(&self, _: u64) -> Books {
+        let stats = self.pipeline.stats();
+        Books {
+            made: stats.created + stats.events_lost,
+            lost: Some(stats.dropped_total() + stats.events_lost),
+        }
+    }
+}
+
+/// Finished spans under one remote parent, [`crate::peers::NAME`] with the six
+/// attributes that the peers' spans have.
+pub(crate) fn span(endpoint: &str, _: Option<usize>) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
+    start(endpoint, Spans { parent: remote_parent()?, ids: Ids(1), requests: request_ids(0) })
+}
+
+struct Spans {
+    parent: SpanContext,
+    ids: Ids,
+    requests: Vec<String>,
+}
+
+impl Records for Spans {
+    fn record(&mut self, recorder: &Recorder) {
+        for request in &self.requests {
+            let (start, span_id) = (clock::now(), self.ids.next());
+            recorder.span(&FreeSpan {
+                name: crate::peers::NAME,
+                start,
+                end: clock::now(),
+                span_id,
+                parent: Parent::Span(self.parent),
+                kind: SpanKind::Internal,
+                error: None,
+                attributes: &[
+                    ("gen_ai.operation.name", ValueRef::Str("chat")),
+                    ("gen_ai.request.model", ValueRef::Str("deepseek-r1")),
+                    ("gen_ai.request.id", ValueRef::Str(request)),
+                    ("gen_ai.usage.input_tokens", ValueRef::I64(1024)),
+                    ("gen_ai.usage.output_tokens", ValueRef::I64(128)),
+                    ("gen_ai.request.temperature", ValueRef::F64(0.7)),
+                ],
+            });
+        }
+    }
+}
+
+fn remote_parent() -> Result<SpanContext, &'static str> {
+    SpanContext::parse(crate::peers::TRACEPARENT.as_bytes()).ok_or("a bad traceparent")
+}
+
+/// The actions of prefill requests, in order: about one span for each.
+pub(crate) fn action(
+    endpoint: &str,
+    _: Option<usize>,
+) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
+    start(endpoint, Actions { bursts: 0, requests: Vec::new() })
+}
+
+const ACTIONS: [&str; 10] = [
+    "PD api server get request",
+    "Start process request in prefill engine",
+    "Prefill add waiting queue",
+    "try to schedule in waiting queue",
+    "Prefill get new_blocks",
+    "success add to seq groups",
+    "Prefill start execute_model",
+    "Prefill done execute_model",
+    "Start to send output in prefill stage",
+    "Finish prefill pickle and start response",
+];
+
+struct Actions {
+    bursts: u64,
+    requests: Vec<String>,
+}
+
+impl Records for Actions {
+    fn prepare(&mut self) {
+        self.requests = request_ids(self.bursts * BURST);
+        self.requests.truncate(BURST as usize / ACTIONS.len());
+        self.bursts += 1;
+    }
+
+    fn record(&mut self, recorder: &Recorder) {
+        for request_id in &self.requests {
+            for name in ACTIONS {
+                recorder.action(&Action {
+                    name,
+                    time: clock::now(),
+                    request_id,
+                    occurrence: 0,
+                    context: None,
+                    attributes: &[],
+                });
+            }
+        }
+    }
+}
+
+/// Ids as vLLM makes them, one for each record of a burst.
+pub(crate) fn request_ids(first: u64) -> Vec<String> {
+    let id = |n| format!("chatcmpl-{:08x}-5b1e-4c52-9c0d-{n:012x}", n >> 4);
+    (first..first + BURST).map(id).collect()
+}
+
+/// SplitMix64: span ids as cheap as a caller can make them.
+struct Ids(u64);
+
+impl Ids {
+    fn next(&mut self) -> SpanId {
+        loop {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            if let Some(id) = SpanId::new(mixed ^ (mixed >> 31)) {
+                return id;
+            }
+        }
+    }
+}
