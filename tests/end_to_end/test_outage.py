@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +60,12 @@ def test_a_collector_that_dies_under_load_costs_no_request_and_no_span(
         answers = list(pool.map(one, range(REQUESTS)))
     assert [answer[:2] for answer in answers] == [(200, True)] * REQUESTS
 
-    # Back in the middle of it: what is made from now on goes live again.
+    # Spans wait for the collector a while; then they go to the log.
+    deadline = time.monotonic() + 30
+    while not any(stack.logs.glob("*.log")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    # Back again: what is made from now on goes live again.
     between.start()
     later = [stack.chat(f"late {number}").request_id for number in range(3)]
     for request_id in later:

@@ -7,7 +7,7 @@ use omnitrace::SpanContext;
 use omnitrace::Vocabulary;
 use omnitrace::assembler::{Assembler, Output, Scope};
 use omnitrace::event::{ActionName, Event};
-use omnitrace::span::Span;
+use omnitrace::span::{Moment, Span};
 
 use crate::reader::{LoggedEvent, Request};
 
@@ -27,10 +27,14 @@ pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
 pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
     let marked = |e: &&LoggedEvent| e.extra.as_ref().is_some_and(|x| x.undelivered.is_some());
     let mut spans = spans(vocabulary, request);
-    // Lines that were written without knowing say nothing against their spans.
-    let known = |action: &str, time: u64| {
-        let mut lines = request.events.iter().filter(|e| &*e.action == action && e.time == time);
-        lines.clone().next().is_some() && lines.all(|e| marked(&e))
+    // Lines that were written without knowing say nothing against their spans. A
+    // span without a line of its own was made for the sake of its children.
+    let known = |moment: Option<&Moment>| {
+        request
+            .events
+            .iter()
+            .filter(|e| moment.is_none_or(|m| e.action == m.action && e.time == m.time))
+            .all(|e| marked(&e))
     };
     let named: HashSet<(&str, u16, Option<SpanContext>)> = request
         .events
@@ -43,11 +47,11 @@ pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span>
         .collect();
     spans.retain(|span| {
         let Some(origin) = &span.origin else { return true };
-        let Some(last) = origin.end.as_ref().or(origin.start.as_ref()) else { return true };
+        let last = origin.end.as_ref().or(origin.start.as_ref());
         let phase = &*vocabulary.phase(origin.phase).name;
         // A phase that only the offline side makes has reached no Collector.
         !vocabulary.phase(origin.phase).live
-            || !known(&last.action, last.time)
+            || !known(last)
             || named.contains(&(phase, origin.occurrence, origin.context))
     });
     spans

@@ -125,11 +125,12 @@ fn first_pass(
 ) -> (Durations, Vec<Option<TraceId>>) {
     let mut durations = Durations::default();
     let mut trace_ids = Vec::with_capacity(log.requests.len());
-    let complete: Vec<bool> = log
+    let roles: Vec<_> = log
         .requests
         .par_iter()
-        .map(|request| statistics::is_complete(&assemble::spans(vocabulary, request)))
+        .map(|r| statistics::roles_completed(vocabulary, &assemble::spans(vocabulary, r)))
         .collect();
+    let complete = statistics::complete(&roles);
     summary.complete = complete.iter().filter(|c| **c).count();
     let skip = if summary.complete > 2 * options.skip {
         options.skip
@@ -176,7 +177,7 @@ fn first_pass(
     let incomplete = log.requests.len() - summary.complete;
     if incomplete > 0 {
         summary.notes.push(format!(
-            "{incomplete} of {} requests are incomplete: shown, marked omnitrace.incomplete, and not counted in the statistics",
+            "{incomplete} of {} requests are incomplete: shown, and not counted in the statistics",
             log.requests.len()
         ));
     }

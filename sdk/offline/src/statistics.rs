@@ -7,7 +7,7 @@ use std::sync::Arc;
 use omnitrace::id::{SpanId, TraceId};
 use omnitrace::span::{Source, Span, SpanKind, Status};
 use omnitrace::value::Attribute;
-use omnitrace::vocabulary::{PhaseId, Vocabulary};
+use omnitrace::vocabulary::{PhaseId, RoleId, Vocabulary};
 
 /// A statistic over durations.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,12 +68,30 @@ pub struct Durations {
     earliest: Option<u64>,
 }
 
-/// Whether a request has all of its SERVER and CLIENT spans from start to end,
-/// so that it may count in a statistic.
-pub fn is_complete(spans: &[Span]) -> bool {
-    let incomplete =
-        |s: &Span| s.attributes.iter().any(|a| &*a.key == "omnitrace.incomplete");
-    spans.iter().any(|s| s.origin.is_some()) && !spans.iter().any(incomplete)
+/// The roles that a request has passed through from entry to end; none if any of
+/// its spans is incomplete.
+pub fn roles_completed(vocabulary: &Vocabulary, spans: &[Span]) -> Vec<RoleId> {
+    let incomplete = |s: &Span| s.attributes.iter().any(|a| &*a.key == "omnitrace.incomplete");
+    if spans.iter().any(incomplete) {
+        return Vec::new();
+    }
+    let entered = |entry: PhaseId| {
+        spans.iter().any(|s| s.origin.as_ref().is_some_and(|o| o.phase == entry))
+    };
+    vocabulary.roles().filter(|(_, role)| entered(role.entry)).map(|(id, _)| id).collect()
+}
+
+/// Which requests are complete: those that have passed through every role that
+/// most requests pass through. (Logs need not come from every node.)
+pub fn complete(roles: &[Vec<RoleId>]) -> Vec<bool> {
+    let whole = roles.iter().filter(|r| !r.is_empty()).count();
+    let mut counts: BTreeMap<RoleId, usize> = BTreeMap::new();
+    for role in roles.iter().flatten() {
+        *counts.entry(*role).or_default() += 1;
+    }
+    let usual: Vec<RoleId> =
+        counts.into_iter().filter(|(_, n)| 2 * n > whole).map(|(role, _)| role).collect();
+    roles.iter().map(|r| !r.is_empty() && usual.iter().all(|role| r.contains(role))).collect()
 }
 
 impl Durations {

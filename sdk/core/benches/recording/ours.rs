@@ -68,7 +68,7 @@ impl<R: Records> Contestant for Ours<R> {
 /// Finished spans under one remote parent, [`crate::peers::NAME`] with the six
 /// attributes that the peers' spans have.
 pub(crate) fn span(endpoint: &str, _: Option<usize>) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
-    start(endpoint, Spans { parent: remote_parent()?, ids: Ids(1), requests: request_ids(0) })
+    start(endpoint, Spans { parent: remote_parent()?, ids: Ids(1), requests: request_ids(0, BURST) })
 }
 
 struct Spans {
@@ -134,8 +134,8 @@ struct Actions {
 
 impl Records for Actions {
     fn prepare(&mut self) {
-        self.requests = request_ids(self.bursts * BURST);
-        self.requests.truncate(BURST as usize / ACTIONS.len());
+        let count = BURST / ACTIONS.len() as u64;
+        self.requests = request_ids(self.bursts * count, count);
         self.bursts += 1;
     }
 
@@ -155,10 +155,10 @@ impl Records for Actions {
     }
 }
 
-/// Ids as vLLM makes them, one for each record of a burst.
-pub(crate) fn request_ids(first: u64) -> Vec<String> {
-    let id = |n| format!("chatcmpl-{:08x}-5b1e-4c52-9c0d-{n:012x}", n >> 4);
-    (first..first + BURST).map(id).collect()
+/// Request ids as vLLM makes them.
+pub(crate) fn request_ids(first: u64, count: u64) -> Vec<String> {
+    let id = |n| format!("chatcmpl-38a4f1c0-5b1e-4c52-9c0d-{n:012x}");
+    (first..first + count).map(id).collect()
 }
 
 /// SplitMix64: span ids as cheap as a caller can make them.

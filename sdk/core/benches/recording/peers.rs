@@ -8,7 +8,7 @@ use fastrace::local::LocalSpan;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
@@ -25,8 +25,13 @@ pub(crate) const NAME: &str = "schedule";
 pub(crate) const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn exporter(endpoint: &str) -> Result<SpanExporter, Box<dyn Error>> {
-    let endpoint = format!("{endpoint}/v1/traces");
-    Ok(SpanExporter::builder().with_http().with_endpoint(endpoint).build()?)
+    // reqwest will not be built without one, https or not.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{endpoint}/v1/traces"))
+        .build()?)
 }
 
 fn provider(endpoint: &str, room: Option<usize>) -> Result<SdkTracerProvider, Box<dyn Error>> {
@@ -53,7 +58,7 @@ pub(crate) fn opentelemetry(
 ) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
     let provider = provider(endpoint, room)?;
     let tracer = provider.tracer("bench");
-    let requests = request_ids(0);
+    let requests = request_ids(0, BURST);
     Ok(Box::new(OpenTelemetry { provider, tracer, parent: remote_parent(), requests }))
 }
 
@@ -98,7 +103,7 @@ pub(crate) fn tracing(
     let provider = provider(endpoint, room)?;
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("bench"));
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
-    Ok(Box::new(Tracing { provider, requests: request_ids(0) }))
+    Ok(Box::new(Tracing { provider, requests: request_ids(0, BURST) }))
 }
 
 struct Tracing {
@@ -143,7 +148,7 @@ pub(crate) fn fastrace(
         InstrumentationScope::builder("bench").build(),
     );
     fastrace::set_reporter(reporter, FastraceConfig::default());
-    Ok(Box::new(Fastrace { requests: request_ids(0) }))
+    Ok(Box::new(Fastrace { requests: request_ids(0, BURST) }))
 }
 
 struct Fastrace {
