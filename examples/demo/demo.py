@@ -60,9 +60,7 @@ def is_whole(trace: dict[str, Any]) -> bool:
 def requests_of(traces: list[dict[str, Any]]) -> Counter[str]:
     """How many whole traces there are of each request."""
     return Counter(
-        str(tree.tag(trace["spans"][0], "gen_ai.request.id"))
-        for trace in traces
-        if is_whole(trace)
+        str(tree.tag(trace["spans"][0], "gen_ai.request.id")) for trace in traces if is_whole(trace)
     )
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 import tree
 from stack import Stack
 from third_party import Collector
@@ -33,7 +34,9 @@ def test_a_request_is_one_trace_of_three_services_through_a_real_collector(
     names = {span["operationName"]: span for span in trace["spans"]}
     root, decode = names["Trace for Omni Proxy"], names["Decode"]
     assert tree.parent_of(root) is None
-    first = next(log for log in root["logs"] if log["fields"][0]["value"] == "Proxy got first token")
+    first = next(
+        log for log in root["logs"] if log["fields"][0]["value"] == "Proxy got first token"
+    )
     ttft = tree.tag(root, "gen_ai.latency.time_to_first_token")
     assert abs(ttft * 1e6 - (first["timestamp"] - root["startTime"])) <= 1
     assert [log["fields"][0]["value"] for log in root["logs"]] == [
@@ -109,7 +112,9 @@ def test_the_log_of_a_request_converts_to_the_spans_that_were_exported(
         assert offline.keys() == online.keys()
         for span_id, expected in online.items():
             assert offline[span_id] == expected
-        extra = [s for s in converted[trace["traceID"]]["spans"] if s["operationName"] == OFFLINE_ONLY]
+        extra = [
+            s for s in converted[trace["traceID"]]["spans"] if s["operationName"] == OFFLINE_ONLY
+        ]
         assert len(extra) == 1
 
     # Everything has been exported: a replay has only what the live side cannot make.

@@ -75,7 +75,9 @@ def test_a_collector_that_dies_under_load_costs_no_request_and_no_span(
 
     books = stack.node_books()
     assert len(books) == 4
-    assert [(balance(each), each["dropped"], each["in_flight"]) for each in books] == [(0, {}, 0)] * 4
+    assert [(balance(each), each["dropped"], each["in_flight"]) for each in books] == [
+        (0, {}, 0)
+    ] * 4
     proxies = nginx_books(stack)
     assert len(proxies) == 2
     for each in proxies:

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from stack import TARGET, free_ports
 
 OTELCOL = TARGET / "peers" / "otelcol"

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 import tree
 from stack import Stack
 
@@ -50,7 +51,9 @@ def trace_of(stack: Stack, request_id: str, spans: int = SPANS) -> dict[str, Any
     deadline = time.monotonic() + 30
     found: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
-        found = [t for t in stack.traces() if tree.tag(t["spans"][0], "gen_ai.request.id") == request_id]
+        found = [
+            t for t in stack.traces() if tree.tag(t["spans"][0], "gen_ai.request.id") == request_id
+        ]
         if len(found) == 1 and len(found[0]["spans"]) >= spans:
             return found[0]
         time.sleep(0.2)
@@ -81,7 +84,9 @@ def facts(trace: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
             span["startTime"],
             span["duration"],
             tree.service(trace, span),
-            sorted((t["key"], str(t["value"])) for t in span["tags"] if "otel.scope" not in t["key"]),
+            sorted(
+                (t["key"], str(t["value"])) for t in span["tags"] if "otel.scope" not in t["key"]
+            ),
             [(log["timestamp"], log["fields"]) for log in span["logs"]],
         )
         for span in trace["spans"]

@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import omnitrace
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+import omnitrace
 
 from . import actions, books
 from .chat import Answer, ChatRequest, error
@@ -120,9 +121,7 @@ class Completion:
 
         answer = Answer(self._id, self._options.model, self._prompt_tokens)
         if self._body.stream:
-            return StreamingResponse(
-                self._stream(answer), media_type="text/event-stream"
-            )
+            return StreamingResponse(self._stream(answer), media_type="text/event-stream")
         try:
             whole = await self._unless_disconnected(answer)
         except EngineError as reason:

@@ -86,9 +86,7 @@ class Answer:
         """Take one more token."""
         self._tokens.append(token)
 
-    def chunk(
-        self, delta: dict[str, str], finish_reason: str | None = None
-    ) -> dict[str, Any]:
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
         """Return one chunk of a stream."""
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]}

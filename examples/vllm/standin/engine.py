@@ -83,9 +83,7 @@ def run(options: Options, inputs: Connection, outputs: Connection) -> None:
 class Engine:
     """The step loop, its threads and its side of the KV transfer."""
 
-    def __init__(
-        self, options: Options, inputs: Connection, outputs: Connection
-    ) -> None:
+    def __init__(self, options: Options, inputs: Connection, outputs: Connection) -> None:
         """Start the threads and tell the API process."""
         self._options = options
         self._id = str(uuid.uuid4())
@@ -102,9 +100,7 @@ class Engine:
                 lambda request_id: self._events.put(BlocksDone(request_id)),
             )
         outputs.send(Ready())
-        self._sender = Thread(
-            target=self._send, args=(outputs,), name="output", daemon=True
-        )
+        self._sender = Thread(target=self._send, args=(outputs,), name="output", daemon=True)
         self._sender.start()
         Thread(target=self._receive, args=(inputs,), name="input", daemon=True).start()
 
@@ -132,9 +128,7 @@ class Engine:
                 message = Shutdown()
             if isinstance(message, AddRequest):
                 omnitrace.extract(message.carrier, message.request_id)
-                omnitrace.action(
-                    actions.ENGINE_RECEIVED[self._options.role], message.request_id
-                )
+                omnitrace.action(actions.ENGINE_RECEIVED[self._options.role], message.request_id)
             self._events.put(message)
             if isinstance(message, Shutdown):
                 return
@@ -173,9 +167,7 @@ class Engine:
         self._expire()
         return True
 
-    def _handle(
-        self, event: AddRequest | AbortRequest | PullFinished | BlocksDone
-    ) -> None:
+    def _handle(self, event: AddRequest | AbortRequest | PullFinished | BlocksDone) -> None:
         match event:
             case AddRequest():
                 params = event.kv_transfer_params or {}
@@ -207,8 +199,7 @@ class Engine:
 
         prompt_tokens = sum(request.added.prompt_tokens for request in step.prefills)
         time.sleep(
-            self._options.step_ms / 1000
-            + prompt_tokens / self._options.prefill_tokens_per_second
+            self._options.step_ms / 1000 + prompt_tokens / self._options.prefill_tokens_per_second
         )
 
         if prefill:

@@ -49,9 +49,7 @@ class EngineClient:
         assert isinstance(ready, Ready)
         self.alive = True
         loop = asyncio.get_running_loop()
-        Thread(
-            target=self._receive, args=(loop,), name="engine-output", daemon=True
-        ).start()
+        Thread(target=self._receive, args=(loop,), name="engine-output", daemon=True).start()
 
     async def generate(self, request: AddRequest) -> AsyncGenerator[Output]:
         """Run a request; leaving the iteration early aborts it."""

@@ -97,9 +97,7 @@ class BlockServer:
                 message = json.loads(self.rfile.readline())
                 if "done" in message:
                     on_done(message["done"])
-                elif held.get(message["fetch"], frozenset()).issuperset(
-                    message["blocks"]
-                ):
+                elif held.get(message["fetch"], frozenset()).issuperset(message["blocks"]):
                     size = len(message["blocks"]) * BLOCK_BYTES
                     self._answer({"bytes": size})
                     self.wfile.write(bytes(size))
@@ -111,9 +109,7 @@ class BlockServer:
 
         self._server = _Server((host, port), Handler)
         self.port: int = self._server.server_address[1]
-        threading.Thread(
-            target=self._server.serve_forever, name="kv-server", daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, name="kv-server", daemon=True).start()
 
     def hold(self, request_id: str, block_ids: list[int]) -> None:
         """Offer the blocks of a request."""

@@ -50,7 +50,12 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
     let log = input::read(&args.log_dir, args.quiet)?;
     let options = Options {
         skip: args.skip_req_num,
-        only: args.filter_reqids.iter().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()).collect(),
+        only: args
+            .filter_reqids
+            .iter()
+            .map(|id| id.trim().to_owned())
+            .filter(|id| !id.is_empty())
+            .collect(),
     };
     let bar = input::bar(
         log.requests.len() as u64,

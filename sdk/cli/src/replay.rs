@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use omnitrace::config::{self, Config, Protocol};
 use omnitrace::Vocabulary;
+use omnitrace::config::{self, Config, Protocol};
 use omnitrace_offline::reader::ReadError;
 use omnitrace_offline::replay::{self, Options, ReplayError};
 
@@ -74,7 +74,13 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
     let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);
     let progress = |n: usize| bar.inc(n as u64);
     let options = Options { all: args.all };
-    let summary = replay::replay(&Vocabulary::omni_vllm(), &log, &exporter, options, &progress);
+    let summary = replay::replay(
+        &Vocabulary::omni_vllm(),
+        &log,
+        &exporter,
+        options,
+        &progress,
+    );
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {

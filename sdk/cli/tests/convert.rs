@@ -1,5 +1,7 @@
 //! `omnitrace convert` as a user runs it, on logs as the old tools wrote them.
 
+#![allow(clippy::unwrap_used)] // a test may
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +21,10 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn omnitrace(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_omnitrace")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_omnitrace"))
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// Converts `folder/logs` and reads the result.
@@ -67,18 +72,29 @@ fn append(folder: &Path, files: &BTreeMap<String, String>) {
     for (name, text) in files {
         let path = folder.join("logs").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let mut file = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
         file.write_all(text.as_bytes()).unwrap();
     }
 }
 
 fn tag<'a>(span: &'a Value, key: &str) -> Option<&'a Value> {
-    span["tags"].as_array().unwrap().iter().find(|t| t["key"] == key).map(|t| &t["value"])
+    span["tags"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|t| t["key"] == key)
+        .map(|t| &t["value"])
 }
 
 fn root(trace: &Value) -> &Value {
     let spans = trace["spans"].as_array().unwrap();
-    let mut roots = spans.iter().filter(|s| s["references"].as_array().unwrap().is_empty());
+    let mut roots = spans
+        .iter()
+        .filter(|s| s["references"].as_array().unwrap().is_empty());
     let root = roots.next().unwrap();
     assert_eq!(roots.next(), None, "one root");
     root
@@ -89,9 +105,20 @@ fn tree(trace: &Value) -> String {
     let spans = trace["spans"].as_array().unwrap();
     let begin = root(trace)["startTime"].as_u64().unwrap();
     let mut text = String::new();
-    fn below(trace: &Value, spans: &[Value], parent: &Value, begin: u64, depth: usize, text: &mut String) {
+    fn below(
+        trace: &Value,
+        spans: &[Value],
+        parent: &Value,
+        begin: u64,
+        depth: usize,
+        text: &mut String,
+    ) {
         for span in spans {
-            let above = span["references"].as_array().unwrap().iter().find(|r| r["refType"] == "CHILD_OF");
+            let above = span["references"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|r| r["refType"] == "CHILD_OF");
             if above.map_or(&Value::Null, |r| &r["spanID"]) != parent {
                 continue;
             }
@@ -193,10 +220,26 @@ fn the_statistics_are_over_the_complete_requests_without_the_first_and_last() {
     assert_eq!(
         seen,
         [
-            ("Request TP99 Percentile Trace omnitrace.duration.p99".into(), 214_560, 0.21456),
-            ("Request TP95 Percentile Trace omnitrace.duration.p95".into(), 208_800, 0.2088),
-            ("Request TP90 Percentile Trace omnitrace.duration.p90".into(), 201_600, 0.2016),
-            ("Request Average Trace omnitrace.duration.average".into(), 144_000, 0.144),
+            (
+                "Request TP99 Percentile Trace omnitrace.duration.p99".into(),
+                214_560,
+                0.21456
+            ),
+            (
+                "Request TP95 Percentile Trace omnitrace.duration.p95".into(),
+                208_800,
+                0.2088
+            ),
+            (
+                "Request TP90 Percentile Trace omnitrace.duration.p90".into(),
+                201_600,
+                0.2016
+            ),
+            (
+                "Request Average Trace omnitrace.duration.average".into(),
+                144_000,
+                0.144
+            ),
         ]
     );
     // Averages of a nested request nest: the picture is the tree with other numbers.
@@ -232,7 +275,8 @@ fn rotated_and_compressed_files_count_and_repeats_do_not() {
     let file = fs::File::create(folder.join("logs/copy.log.1.gz")).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
     for text in whole.values() {
-        gzip.write_all(text.replace('\n', "\r\n").as_bytes()).unwrap();
+        gzip.write_all(text.replace('\n', "\r\n").as_bytes())
+            .unwrap();
     }
     gzip.finish().unwrap();
     let (twice, _) = convert(&folder, &[]);
@@ -249,7 +293,9 @@ fn damaged_lines_and_binary_garbage_are_counted_with_their_place() {
     let folder = folder("garbage");
     append(&folder, &lines("r1", 0, 1));
     let (clean, _) = convert(&folder, &[]);
-    let garbage: Vec<u8> = (0..200_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let garbage: Vec<u8> = (0..200_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     fs::write(folder.join("logs/core.bin"), garbage).unwrap();
     let bad = "noise\n<<<Action: x; Timestamp:1.2.3; RequestID:r\n<<<Action: cut off; Timest\n<<<Action: y; Timestamp:1e5; RequestID:r\n";
     fs::write(folder.join("logs/bad.log"), bad).unwrap();
@@ -278,13 +324,37 @@ fn failures_say_why_and_leave_no_file() {
         assert!(said.contains(expected), "{said}");
         assert!(!Path::new(out).exists());
     };
-    fails(&["convert", "/no/such/place", out], 1, "cannot read /no/such/place: No such file");
+    fails(
+        &["convert", "/no/such/place", out],
+        1,
+        "cannot read /no/such/place: No such file",
+    );
     fails(&["convert", logs, out], 1, "no action lines");
     append(&folder, &lines("r1", 0, 1));
-    fails(&["convert", logs, out, "--filter-reqids", "a,b"], 1, "none of these requests is in the logs: a, b");
-    fails(&["convert", logs, "/no/such/place/out.json"], 1, "cannot write /no/such/place/out.json");
+    fails(
+        &["convert", logs, out, "--filter-reqids", "a,b"],
+        1,
+        "none of these requests is in the logs: a, b",
+    );
+    fails(
+        &["convert", logs, "/no/such/place/out.json"],
+        1,
+        "cannot write /no/such/place/out.json",
+    );
     fails(&["convert", logs], 2, "<OUTPUT>");
-    fails(&["convert", logs, out, "--skip-req_num", "few"], 2, "invalid value 'few' for '--skip-req_num");
-    fails(&["replay", logs, "--endpoint", "localhost:4318"], 1, "--endpoint localhost:4318 does not begin with http://");
-    fails(&["replay", logs, "--endpoint", "http://127.0.0.1:9"], 1, "0 spans were sent, then http://127.0.0.1:9/v1/traces did not take the next");
+    fails(
+        &["convert", logs, out, "--skip-req_num", "few"],
+        2,
+        "invalid value 'few' for '--skip-req_num",
+    );
+    fails(
+        &["replay", logs, "--endpoint", "localhost:4318"],
+        1,
+        "--endpoint localhost:4318 does not begin with http://",
+    );
+    fails(
+        &["replay", logs, "--endpoint", "http://127.0.0.1:9"],
+        1,
+        "0 spans were sent, then http://127.0.0.1:9/v1/traces did not take the next",
+    );
 }

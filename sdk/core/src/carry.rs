@@ -89,7 +89,12 @@ impl Carry {
     }
 
     pub(crate) fn get(&self, request_id: &str) -> Option<Carried> {
-        self.with(|inner| inner.requests.get(canonical_request_id(request_id)).cloned())
+        self.with(|inner| {
+            inner
+                .requests
+                .get(canonical_request_id(request_id))
+                .cloned()
+        })
     }
 }
 
@@ -98,7 +103,12 @@ pub(crate) fn write_starts(starts: &[(ActionId, u64)]) -> String {
     let mut text = String::new();
     for (action, time) in starts {
         // Writing to a String cannot fail.
-        let _ = write!(text, "{}{}={time}", if text.is_empty() { "" } else { "," }, action.0);
+        let _ = write!(
+            text,
+            "{}{}={time}",
+            if text.is_empty() { "" } else { "," },
+            action.0
+        );
     }
     text
 }
@@ -123,7 +133,10 @@ mod tests {
         let text = write_starts(&starts);
         assert_eq!(text, "7=5,15=6");
         assert_eq!(read_starts(&text, 40).collect::<Vec<_>>(), starts);
-        assert_eq!(read_starts("99=1,x=2,7=,7=8", 40).collect::<Vec<_>>(), [(ActionId(7), 8)]);
+        assert_eq!(
+            read_starts("99=1,x=2,7=,7=8", 40).collect::<Vec<_>>(),
+            [(ActionId(7), 8)]
+        );
     }
 
     #[test]
@@ -136,6 +149,9 @@ mod tests {
             carry.start(&format!("other-{i}"), ActionId(1), 1);
         }
         assert_eq!(carry.get("r"), None);
-        assert_eq!(carry.with(|inner| (inner.requests.len(), inner.order.len())), (CAPACITY, CAPACITY));
+        assert_eq!(
+            carry.with(|inner| (inner.requests.len(), inner.order.len())),
+            (CAPACITY, CAPACITY)
+        );
     }
 }

@@ -131,10 +131,14 @@ impl Config {
 
     /// Settings from any source of variables.
     pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> (Self, Vec<String>) {
-        let mut env = Env { get: &get, warnings: Vec::new() };
+        let mut env = Env {
+            get: &get,
+            warnings: Vec::new(),
+        };
         for name in NOT_YET {
             if env.text(name).is_some() {
-                env.warnings.push(format!("{name} is set but this version does not honour it"));
+                env.warnings
+                    .push(format!("{name} is set but this version does not honour it"));
             }
         }
         let role = env.text("ROLE").unwrap_or_else(|| "serve".to_owned());
@@ -152,7 +156,10 @@ impl Config {
             Value::Str(name) => Some(name.to_string()),
             _ => None,
         });
-        let service_name = env.text("OTEL_SERVICE_NAME").or(from_resource).unwrap_or_default();
+        let service_name = env
+            .text("OTEL_SERVICE_NAME")
+            .or(from_resource)
+            .unwrap_or_default();
         let mode = env.choice("OMNITRACE_LEGACY_LOG", "off, fallback or always", |name| {
             LegacyLogMode::named(name)
         });
@@ -166,14 +173,16 @@ impl Config {
             export_timeout: env.millis("OTEL_BSP_EXPORT_TIMEOUT", 30_000),
             max_batch: env.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512).max(1) as usize,
             max_waiting_spans: env.number("OTEL_BSP_MAX_QUEUE_SIZE", 1 << 20).max(1) as usize,
-            max_waiting_bytes: env.number("OMNITRACE_MEMORY_LIMIT_MIB", 64).max(1) as usize * (1 << 20),
+            max_waiting_bytes: env.number("OMNITRACE_MEMORY_LIMIT_MIB", 64).max(1) as usize
+                * (1 << 20),
             queue_bytes: 2 << 20,
             legacy_log: mode.unwrap_or(LegacyLogMode::Fallback),
             legacy_log_directory: env
                 .text("TRACE_OUTPUT_DIRECTORY")
                 .unwrap_or_else(|| LEGACY_LOG_DIRECTORY.to_owned())
                 .into(),
-            legacy_log_max_bytes: env.number("OMNITRACE_LEGACY_LOG_MAX_MIB", 256).max(1) * (1 << 20),
+            legacy_log_max_bytes: env.number("OMNITRACE_LEGACY_LOG_MAX_MIB", 256).max(1)
+                * (1 << 20),
             vocabulary: Vocabulary::omni_vllm(),
             disabled: env.flag("OTEL_SDK_DISABLED"),
         };
@@ -209,21 +218,28 @@ struct Env<'a> {
 impl Env<'_> {
     /// A variable's text; empty is unset, as OpenTelemetry has it.
     fn text(&self, name: &str) -> Option<String> {
-        (self.get)(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
+        (self.get)(name)
+            .map(|v| v.trim().to_owned())
+            .filter(|v| !v.is_empty())
     }
 
     /// The variable for traces, else the one for all signals.
     fn otlp(&self, name: &str) -> Option<(String, String)> {
-        [format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")]
-            .into_iter()
-            .find_map(|variable| self.text(&variable).map(|value| (variable, value)))
+        [
+            format!("OTEL_EXPORTER_OTLP_TRACES_{name}"),
+            format!("OTEL_EXPORTER_OTLP_{name}"),
+        ]
+        .into_iter()
+        .find_map(|variable| self.text(&variable).map(|value| (variable, value)))
     }
 
     fn flag(&mut self, name: &str) -> bool {
         match self.text(name) {
             Some(value) if value.eq_ignore_ascii_case("true") => true,
             Some(value) if !value.eq_ignore_ascii_case("false") => {
-                self.warnings.push(format!("{name}=\"{value}\" is neither true nor false: false"));
+                self.warnings.push(format!(
+                    "{name}=\"{value}\" is neither true nor false: false"
+                ));
                 false
             }
             _ => false,
@@ -231,9 +247,13 @@ impl Env<'_> {
     }
 
     fn number(&mut self, name: &str, default: u64) -> u64 {
-        let Some(value) = self.text(name) else { return default };
+        let Some(value) = self.text(name) else {
+            return default;
+        };
         value.parse().unwrap_or_else(|_| {
-            self.warnings.push(format!("{name}=\"{value}\" is not a whole number: {default}"));
+            self.warnings.push(format!(
+                "{name}=\"{value}\" is not a whole number: {default}"
+            ));
             default
         })
     }
@@ -251,7 +271,9 @@ impl Env<'_> {
         let value = self.text(name)?;
         let choice = named(&value);
         if choice.is_none() {
-            self.warnings.push(format!("{name}=\"{value}\" is not one of {allowed}: ignored"));
+            self.warnings.push(format!(
+                "{name}=\"{value}\" is not one of {allowed}: ignored"
+            ));
         }
         choice
     }
@@ -264,7 +286,9 @@ impl Env<'_> {
                 Some((key, value)) if !key.trim().is_empty() => {
                     pairs.push((key.trim().to_owned(), percent_decode(value.trim())));
                 }
-                _ => self.warnings.push(format!("{name}: \"{pair}\" is not key=value: ignored")),
+                _ => self
+                    .warnings
+                    .push(format!("{name}: \"{pair}\" is not key=value: ignored")),
             }
         }
         pairs
@@ -274,7 +298,10 @@ impl Env<'_> {
         let name = "OTEL_RESOURCE_ATTRIBUTES";
         let text = self.text(name).unwrap_or_default();
         let pairs = self.pairs(name, &text);
-        pairs.into_iter().map(|(key, value)| Attribute::new(key, &*value)).collect()
+        pairs
+            .into_iter()
+            .map(|(key, value)| Attribute::new(key, &*value))
+            .collect()
     }
 
     fn exporter(&mut self) -> Option<ExporterConfig> {
@@ -300,7 +327,9 @@ impl Env<'_> {
             None => base_endpoint(self.text("OTEL_EXPORTER_OTLP_ENDPOINT"), protocol),
         };
         if let Err(reason) = check_endpoint(&endpoint) {
-            self.warnings.push(format!("OTLP endpoint \"{endpoint}\" {reason}: nothing is exported"));
+            self.warnings.push(format!(
+                "OTLP endpoint \"{endpoint}\" {reason}: nothing is exported"
+            ));
             return None;
         }
         let gzip = match self.otlp("COMPRESSION") {
@@ -308,11 +337,14 @@ impl Env<'_> {
             Some((_, value)) if value == "none" => false,
             Some((_, value)) if value == "gzip" => true,
             Some((variable, value)) => {
-                self.warnings.push(format!("{variable}=\"{value}\" is not gzip or none: none"));
+                self.warnings
+                    .push(format!("{variable}=\"{value}\" is not gzip or none: none"));
                 false
             }
         };
-        let timeout = self.otlp("TIMEOUT").map_or("OTEL_EXPORTER_OTLP_TIMEOUT".into(), |(v, _)| v);
+        let timeout = self
+            .otlp("TIMEOUT")
+            .map_or("OTEL_EXPORTER_OTLP_TIMEOUT".into(), |(v, _)| v);
         let headers = self.otlp("HEADERS").unwrap_or_default();
         Some(ExporterConfig {
             endpoint,
@@ -351,7 +383,9 @@ fn percent_decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|h| std::str::from_utf8(h).ok());
         match (bytes[at], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -372,7 +406,9 @@ mod tests {
 
     fn read(vars: &[(&str, &str)]) -> (Config, Vec<String>) {
         Config::from_vars(|name| {
-            vars.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
+            vars.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| (*v).to_owned())
         })
     }
 
@@ -390,7 +426,10 @@ mod tests {
                 timeout: Duration::from_secs(10),
             })
         );
-        assert_eq!((config.node.as_str(), config.service_name().as_str()), ("10.1.2.3", "vllm-serve"));
+        assert_eq!(
+            (config.node.as_str(), config.service_name().as_str()),
+            ("10.1.2.3", "vllm-serve")
+        );
         assert_eq!(config.legacy_log, LegacyLogMode::Fallback);
     }
 
@@ -404,7 +443,10 @@ mod tests {
         ]);
         let exporter = config.exporter.clone().unwrap();
         assert_eq!(exporter.endpoint, "http://traces:2/x");
-        assert_eq!(exporter.headers, [("a".into(), "b c".into()), ("d".into(), "e".into())]);
+        assert_eq!(
+            exporter.headers,
+            [("a".into(), "b c".into()), ("d".into(), "e".into())]
+        );
         assert_eq!(config.service_name(), "vllm-prefill");
     }
 

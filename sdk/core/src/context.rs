@@ -77,13 +77,19 @@ mod tests {
         let context = SpanContext::parse(VALID.as_bytes()).unwrap();
         assert!(context.is_sampled());
         assert_eq!(context.traceparent(), VALID);
-        assert_eq!(SpanContext::parse(format!(" {VALID}\t").as_bytes()), Some(context));
+        assert_eq!(
+            SpanContext::parse(format!(" {VALID}\t").as_bytes()),
+            Some(context)
+        );
     }
 
     #[test]
     fn a_higher_version_is_read_by_its_first_55_bytes() {
         let context = SpanContext::parse(VALID.as_bytes());
-        assert_eq!(SpanContext::parse(VALID.replacen("00", "cc", 1).as_bytes()), context);
+        assert_eq!(
+            SpanContext::parse(VALID.replacen("00", "cc", 1).as_bytes()),
+            context
+        );
         let longer = format!("{}-what-the-future-brings", VALID.replacen("00", "cc", 1));
         assert_eq!(SpanContext::parse(longer.as_bytes()), context);
     }

@@ -29,7 +29,10 @@ impl TraceId {
 
     /// From exactly 32 lower-case hexadecimal digits that are not all zero.
     pub fn parse(hex: &[u8]) -> Option<Self> {
-        (hex.len() == 32).then(|| parse_hex(hex)).flatten().and_then(Self::new)
+        (hex.len() == 32)
+            .then(|| parse_hex(hex))
+            .flatten()
+            .and_then(Self::new)
     }
 
     /// As an integer, most significant byte first.
@@ -149,7 +152,9 @@ fn unique_part(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let hex = |range: &[u8]| range.iter().all(u8::is_ascii_hexdigit);
     let uuid = bytes.get(..36).is_some_and(|b| {
-        b.split(|c| *c == b'-').map(<[u8]>::len).eq([8, 4, 4, 4, 12])
+        b.split(|c| *c == b'-')
+            .map(<[u8]>::len)
+            .eq([8, 4, 4, 4, 12])
             && b.split(|c| *c == b'-').all(hex)
     });
     if uuid {
@@ -160,7 +165,9 @@ fn unique_part(text: &str) -> Option<usize> {
 
 /// `-<i>`, `-<8 hex>` or `-<i>-<8 hex>`.
 fn is_vllm_suffix(text: &str) -> bool {
-    let Some(text) = text.strip_prefix('-') else { return false };
+    let Some(text) = text.strip_prefix('-') else {
+        return false;
+    };
     let number = |t: &str| !t.is_empty() && t.len() < 6 && t.bytes().all(|b| b.is_ascii_digit());
     let random = |t: &str| t.len() == 8 && t.bytes().all(|b| b.is_ascii_hexdigit());
     match text.split_once('-') {
@@ -197,7 +204,10 @@ mod tests {
             ("chatcmpl-", "chatcmpl-"),
             ("7_job", "7_job"),
             ("Case Kept \"x\"", "Case Kept \"x\""),
-            ("chatcmpl-38A4F1C05B1E4C529C0D0123456789AB-0011aaBB", "38A4F1C05B1E4C529C0D0123456789AB"),
+            (
+                "chatcmpl-38A4F1C05B1E4C529C0D0123456789AB-0011aaBB",
+                "38A4F1C05B1E4C529C0D0123456789AB",
+            ),
         ] {
             assert_eq!(canonical_request_id(form), canonical);
         }
@@ -213,7 +223,11 @@ mod tests {
         let below = SpanId::of_phase(trace, Some(root), "prefill", "10.0.0.2", "Prefill", 0);
         assert_eq!(
             (root.to_string(), again.to_string(), below.to_string()),
-            ("8b82f4a050eabdbc".into(), "b007b7f45923d1a8".into(), "4187b06c6b4b349e".into())
+            (
+                "8b82f4a050eabdbc".into(),
+                "b007b7f45923d1a8".into(),
+                "4187b06c6b4b349e".into()
+            )
         );
     }
 
@@ -222,6 +236,9 @@ mod tests {
         assert_eq!(TraceId::parse(&[b'0'; 32]), None);
         assert_eq!(SpanId::parse(b"00000000000000AB"), None);
         assert_eq!(SpanId::parse(b"ab"), None);
-        assert_eq!(SpanId::parse(b"00000000000000ab").map(SpanId::value), Some(0xab));
+        assert_eq!(
+            SpanId::parse(b"00000000000000ab").map(SpanId::value),
+            Some(0xab)
+        );
     }
 }

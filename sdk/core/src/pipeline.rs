@@ -44,9 +44,15 @@ pub struct Pipeline {
 
 enum Command {
     /// Deliver what is there by the deadline; answers whether all of it is safe.
-    Flush { deadline: Instant, done: mpsc::Sender<bool> },
+    Flush {
+        deadline: Instant,
+        done: mpsc::Sender<bool>,
+    },
     /// The same, close every request, and end.
-    Shutdown { deadline: Instant, done: mpsc::Sender<bool> },
+    Shutdown {
+        deadline: Instant,
+        done: mpsc::Sender<bool>,
+    },
 }
 
 impl Pipeline {
@@ -58,17 +64,26 @@ impl Pipeline {
         let recorder = Arc::new(Recorder::new(Arc::clone(&config.vocabulary), queue));
         let stats = Arc::new(Mutex::new(Stats::default()));
         let (commands, inbox) = unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name("omnitrace".to_owned()).spawn({
-            let (recorder, stats) = (Arc::clone(&recorder), Arc::clone(&stats));
-            move || {
-                let worker = runtime.block_on(async { Worker::new(config, recorder, stats) });
-                runtime.block_on(worker.run(wake, inbox));
-                // What hangs in a connection must not hold up the exit.
-                runtime.shutdown_background();
-            }
-        })?;
-        Ok(Self { recorder, commands, stats, thread: Mutex::new(Some(thread)) })
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let thread = std::thread::Builder::new()
+            .name("omnitrace".to_owned())
+            .spawn({
+                let (recorder, stats) = (Arc::clone(&recorder), Arc::clone(&stats));
+                move || {
+                    let worker = runtime.block_on(async { Worker::new(config, recorder, stats) });
+                    runtime.block_on(worker.run(wake, inbox));
+                    // What hangs in a connection must not hold up the exit.
+                    runtime.shutdown_background();
+                }
+            })?;
+        Ok(Self {
+            recorder,
+            commands,
+            stats,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// What the host's threads record with.
@@ -86,8 +101,15 @@ impl Pipeline {
     /// Closes every request, delivers or logs everything within `timeout`, and
     /// ends the thread.
     pub fn shutdown(&self, timeout: Duration) -> Stats {
-        let ended = self.ask(timeout, |deadline, done| Command::Shutdown { deadline, done });
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = self.ask(timeout, |deadline, done| Command::Shutdown {
+            deadline,
+            done,
+        });
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread
             && (ended || thread.is_finished())
         {
@@ -99,7 +121,11 @@ impl Pipeline {
 
     /// The books as of the thread's last round, and what the queue has lost.
     pub fn stats(&self) -> Stats {
-        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut stats = self
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let lost_spans = self.recorder.lost_spans();
         stats.events_lost = self.recorder.queue.lost().saturating_sub(lost_spans);
         if lost_spans > 0 {
@@ -115,11 +141,17 @@ impl Pipeline {
         command: impl FnOnce(Instant, mpsc::Sender<bool>) -> Command,
     ) -> bool {
         let (done, answer) = mpsc::channel();
-        if self.commands.send(command(Instant::now() + timeout, done)).is_err() {
+        if self
+            .commands
+            .send(command(Instant::now() + timeout, done))
+            .is_err()
+        {
             return false;
         }
         // The thread keeps the deadline; the margin is for a busy machine.
-        answer.recv_timeout(timeout + Duration::from_millis(500)).unwrap_or(false)
+        answer
+            .recv_timeout(timeout + Duration::from_millis(500))
+            .unwrap_or(false)
     }
 }
 
@@ -139,7 +171,10 @@ struct Worker {
 impl Worker {
     fn new(mut config: Config, recorder: Arc<Recorder>, stats: Arc<Mutex<Stats>>) -> Self {
         let resource = resource(&config);
-        let exporter = config.exporter.as_ref().map(|e| OtlpExporter::new(e, &resource));
+        let exporter = config
+            .exporter
+            .as_ref()
+            .map(|e| OtlpExporter::new(e, &resource));
         let exporter = match exporter.transpose() {
             Ok(exporter) => exporter.map(Arc::new),
             Err(error) => {
@@ -151,7 +186,10 @@ impl Worker {
         Self {
             assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process),
             delivery: Delivery::new(&config),
-            source: Arc::new(Source { role: config.role.into(), node: config.node.into() }),
+            source: Arc::new(Source {
+                role: config.role.into(),
+                node: config.node.into(),
+            }),
             exporter,
             recorder,
             began: Instant::now(),
@@ -204,11 +242,16 @@ impl Worker {
     /// Until the next round: the usual pause, or less when a batch is due.
     fn pause(&self) -> Duration {
         let due = self.delivery.wake_at();
-        due.map_or(DRAIN_EVERY, |at| at.saturating_duration_since(Instant::now()).min(DRAIN_EVERY))
+        due.map_or(DRAIN_EVERY, |at| {
+            at.saturating_duration_since(Instant::now())
+                .min(DRAIN_EVERY)
+        })
     }
 
     fn start_export(&mut self, on_wire: &mut Option<Export>, all: bool) {
-        let Some(exporter) = &self.exporter else { return };
+        let Some(exporter) = &self.exporter else {
+            return;
+        };
         if on_wire.is_none()
             && let Some(batch) = self.delivery.next_batch(Instant::now(), all)
         {
@@ -249,7 +292,9 @@ impl Worker {
         let mut output = Output::default();
         let now = self.began.elapsed().as_nanos() as u64;
         let recorder = Arc::clone(&self.recorder);
-        recorder.queue.drain(|record| self.take(record, &mut output));
+        recorder
+            .queue
+            .drain(|record| self.take(record, &mut output));
         self.assembler.settle(now, &mut output);
         self.hand_over(output);
     }
@@ -265,12 +310,17 @@ impl Worker {
     fn hand_over(&mut self, output: Output) {
         self.delivery.stats.unsampled += output.unsampled;
         self.delivery.stats.contradictory += output.contradictory;
-        self.delivery.accept(output.spans, output.loose, Instant::now());
+        self.delivery
+            .accept(output.spans, output.loose, Instant::now());
     }
 
     fn take(&mut self, record: Record<'_>, output: &mut Output) {
         match record {
-            Record::Bind { request_id, canonical, context } => {
+            Record::Bind {
+                request_id,
+                canonical,
+                context,
+            } => {
                 self.assembler.bind(request_id, canonical, context);
             }
             Record::Span(span) => {
@@ -332,7 +382,10 @@ impl Worker {
         let stats = &mut self.delivery.stats;
         stats.open_requests = self.assembler.live() as u64;
         let in_flight = self.delivery.in_flight() as u64;
-        let stats = Stats { in_flight, ..self.delivery.stats.clone() };
+        let stats = Stats {
+            in_flight,
+            ..self.delivery.stats.clone()
+        };
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 }
@@ -359,7 +412,10 @@ fn resource(config: &Config) -> Vec<Attribute> {
     attributes.extend(config.resource.iter().cloned());
     if !attributes.iter().any(|a| &*a.key == "service.instance.id") {
         let instance = Value::Str(format!("{}:{pid}", config.node).into());
-        attributes.push(Attribute { key: "service.instance.id".into(), value: instance });
+        attributes.push(Attribute {
+            key: "service.instance.id".into(),
+            value: instance,
+        });
     }
     attributes
 }

@@ -20,7 +20,12 @@ pub struct Recorder {
 
 impl Recorder {
     pub(crate) fn new(vocabulary: Arc<Vocabulary>, queue: Queue) -> Self {
-        Self { vocabulary, queue, carry: Carry::default(), lost_spans: AtomicU64::new(0) }
+        Self {
+            vocabulary,
+            queue,
+            carry: Carry::default(),
+            lost_spans: AtomicU64::new(0),
+        }
     }
 
     /// Records a moment of a request. False: the queue was full; it is counted.
@@ -31,7 +36,11 @@ impl Recorder {
         {
             self.carry.start(action.request_id, id, action.time);
         }
-        self.queue.push(&ActionRecord { id, carried: false, action: *action })
+        self.queue.push(&ActionRecord {
+            id,
+            carried: false,
+            action: *action,
+        })
     }
 
     /// Records a finished span. False: the queue was full; it is counted.
@@ -51,11 +60,17 @@ impl Recorder {
         request_id: Option<&str>,
     ) -> Option<SpanContext> {
         let context = get(carry::TRACEPARENT).and_then(|v| SpanContext::parse(v.as_bytes()));
-        let Some(request_id) = request_id else { return context };
+        let Some(request_id) = request_id else {
+            return context;
+        };
         let canonical = get(carry::REQUEST_ID).unwrap_or(request_id);
         let canonical = canonical_request_id(canonical);
         self.carry.bind(request_id, canonical, context);
-        self.queue.push(&Bind { request_id, canonical, context });
+        self.queue.push(&Bind {
+            request_id,
+            canonical,
+            context,
+        });
         let starts = get(carry::STARTS).unwrap_or_default();
         for (id, time) in carry::read_starts(starts, self.vocabulary.actions().len()) {
             let action = Action {
@@ -66,7 +81,11 @@ impl Recorder {
                 context: None,
                 attributes: &[],
             };
-            self.queue.push(&ActionRecord { id: Some(id), carried: true, action });
+            self.queue.push(&ActionRecord {
+                id: Some(id),
+                carried: true,
+                action,
+            });
         }
         context
     }
@@ -93,8 +112,14 @@ impl Recorder {
     /// The trace of a request as far as this process knows, and its W3C flags.
     pub fn trace_of(&self, request_id: &str) -> (TraceId, u8) {
         match self.carry.get(request_id) {
-            Some(Carried { context: Some(context), .. }) => (context.trace_id, context.flags),
-            Some(carried) => (TraceId::of_request(&carried.canonical), SpanContext::SAMPLED),
+            Some(Carried {
+                context: Some(context),
+                ..
+            }) => (context.trace_id, context.flags),
+            Some(carried) => (
+                TraceId::of_request(&carried.canonical),
+                SpanContext::SAMPLED,
+            ),
             None => {
                 let canonical = canonical_request_id(request_id);
                 (TraceId::of_request(canonical), SpanContext::SAMPLED)

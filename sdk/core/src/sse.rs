@@ -6,8 +6,14 @@
 //! memory and survives any split of the bytes.
 
 /// Keys whose non-empty text makes an event a token.
-const CONTENT_KEYS: [&[u8]; 6] =
-    [b"content", b"text", b"reasoning_content", b"reasoning", b"arguments", b"refusal"];
+const CONTENT_KEYS: [&[u8]; 6] = [
+    b"content",
+    b"text",
+    b"reasoning_content",
+    b"reasoning",
+    b"arguments",
+    b"refusal",
+];
 /// Longest key that is told apart.
 const MAX_KEY: usize = 24;
 
@@ -116,7 +122,11 @@ impl Scanner {
         }
         if byte == b'\n' || byte == b'\r' {
             self.line_end();
-            self.line = if byte == b'\r' { LineState::AfterReturn } else { LineState::Start };
+            self.line = if byte == b'\r' {
+                LineState::AfterReturn
+            } else {
+                LineState::Start
+            };
             return;
         }
         self.line = match self.line {
@@ -189,7 +199,11 @@ impl Scanner {
             b':' => json.pending = std::mem::take(&mut json.key),
             b'0'..=b'9' if json.pending != Key::None => {
                 let digit = u64::from(byte - b'0');
-                let number = json.number.unwrap_or(0).saturating_mul(10).saturating_add(digit);
+                let number = json
+                    .number
+                    .unwrap_or(0)
+                    .saturating_mul(10)
+                    .saturating_add(digit);
                 json.number = Some(number);
             }
             b' ' | b'\t' => {}
@@ -239,7 +253,13 @@ mod tests {
         let mut scanner = Scanner::new();
         assert_eq!(scanner.feed(STREAM.as_bytes()), 3);
         assert!(scanner.is_done());
-        assert_eq!(scanner.usage(), Usage { input: Some(12), output: Some(3) });
+        assert_eq!(
+            scanner.usage(),
+            Usage {
+                input: Some(12),
+                output: Some(3)
+            }
+        );
     }
 
     #[test]
@@ -249,7 +269,11 @@ mod tests {
             let mut scanner = Scanner::new();
             scanner.feed(&bytes[..first]);
             scanner.feed(&bytes[first..]);
-            assert_eq!((scanner.tokens(), scanner.is_done()), (3, true), "split at {first}");
+            assert_eq!(
+                (scanner.tokens(), scanner.is_done()),
+                (3, true),
+                "split at {first}"
+            );
         }
         let mut scanner = Scanner::new();
         bytes.iter().for_each(|b| _ = scanner.feed(&[*b]));

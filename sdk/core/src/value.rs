@@ -41,7 +41,10 @@ pub struct Attribute {
 impl Attribute {
     /// Makes an attribute of anything that is text or a value.
     pub fn new(key: impl Into<Arc<str>>, value: impl Into<Value>) -> Self {
-        Self { key: key.into(), value: value.into() }
+        Self {
+            key: key.into(),
+            value: value.into(),
+        }
     }
 }
 

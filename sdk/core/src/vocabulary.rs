@@ -156,7 +156,9 @@ impl Vocabulary {
 
     /// The role with this name.
     pub fn role_named(&self, name: &str) -> Option<RoleId> {
-        self.roles().find(|(_, r)| &*r.name == name).map(|(id, _)| id)
+        self.roles()
+            .find(|(_, r)| &*r.name == name)
+            .map(|(id, _)| id)
     }
 
     /// All phases.
@@ -166,7 +168,9 @@ impl Vocabulary {
 
     /// The phase with this name.
     pub fn phase_named(&self, name: &str) -> Option<PhaseId> {
-        self.phases().find(|(_, p)| &*p.name == name).map(|(id, _)| id)
+        self.phases()
+            .find(|(_, p)| &*p.name == name)
+            .map(|(id, _)| id)
     }
 
     /// All actions, in the order of the file.
@@ -291,25 +295,36 @@ mod source {
                     return Err(VocabularyError::Shape(format!("more than 65,536 {kind}s")));
                 };
                 if index.insert(name.clone(), next).is_some() {
-                    return Err(VocabularyError::Duplicate { kind, name: name.clone() });
+                    return Err(VocabularyError::Duplicate {
+                        kind,
+                        name: name.clone(),
+                    });
                 }
             }
             Ok(Self { kind, index })
         }
 
         fn get(&self, name: &str, place: &str) -> Result<u16, VocabularyError> {
-            self.index.get(name).copied().ok_or_else(|| VocabularyError::Unknown {
-                place: place.to_owned(),
-                kind: self.kind,
-                name: name.to_owned(),
-            })
+            self.index
+                .get(name)
+                .copied()
+                .ok_or_else(|| VocabularyError::Unknown {
+                    place: place.to_owned(),
+                    kind: self.kind,
+                    name: name.to_owned(),
+                })
         }
 
         fn actions(&self, names: &[String], place: &str) -> Result<Vec<ActionId>, VocabularyError> {
             if names.is_empty() {
-                return Err(VocabularyError::Shape(format!("{place} has an empty start or end")));
+                return Err(VocabularyError::Shape(format!(
+                    "{place} has an empty start or end"
+                )));
             }
-            names.iter().map(|n| self.get(n, place).map(ActionId)).collect()
+            names
+                .iter()
+                .map(|n| self.get(n, place).map(ActionId))
+                .collect()
         }
     }
 
@@ -337,8 +352,10 @@ mod source {
         }
         for action in &file.action {
             let place = format!("action \"{}\"", action.name);
-            let process =
-                processes.iter().position(|p| *p == action.process).unwrap_or_else(|| {
+            let process = processes
+                .iter()
+                .position(|p| *p == action.process)
+                .unwrap_or_else(|| {
                     processes.push(&action.process);
                     processes.len() - 1
                 });
@@ -364,10 +381,11 @@ mod source {
         }
         for phase in file.phase {
             let place = format!("phase \"{}\"", phase.name);
-            let by_name =
-                |name: &Option<String>| -> Result<Option<PhaseId>, VocabularyError> {
-                    name.as_deref().map(|n| phases.get(n, &place).map(PhaseId)).transpose()
-                };
+            let by_name = |name: &Option<String>| -> Result<Option<PhaseId>, VocabularyError> {
+                name.as_deref()
+                    .map(|n| phases.get(n, &place).map(PhaseId))
+                    .transpose()
+            };
             vocabulary.phases.push(Phase {
                 role: RoleId(roles.get(&phase.role, &place)?),
                 kind: phase.kind,
@@ -459,8 +477,12 @@ mod tests {
     #[test]
     fn starts_that_end_in_another_process_are_carried() {
         let vocabulary = Vocabulary::omni_vllm();
-        let carried: Vec<&str> =
-            vocabulary.actions().iter().filter(|a| a.carried).map(|a| &*a.name).collect();
+        let carried: Vec<&str> = vocabulary
+            .actions()
+            .iter()
+            .filter(|a| a.carried)
+            .map(|a| &*a.name)
+            .collect();
         assert_eq!(
             carried,
             [

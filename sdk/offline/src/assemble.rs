@@ -19,7 +19,9 @@ pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
         assembler.event(to_event(vocabulary, request, event), &mut output);
     }
     assembler.finish(&mut output);
-    output.spans.sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
+    output
+        .spans
+        .sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
     output.spans
 }
 
@@ -46,7 +48,9 @@ pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span>
         })
         .collect();
     spans.retain(|span| {
-        let Some(origin) = &span.origin else { return true };
+        let Some(origin) = &span.origin else {
+            return true;
+        };
         let last = origin.end.as_ref().or(origin.start.as_ref());
         let phase = &*vocabulary.phase(origin.phase).name;
         // A phase that only the offline side makes has reached no Collector.
@@ -57,7 +61,11 @@ pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span>
     spans
 }
 
-fn to_event<'a>(vocabulary: &Vocabulary, request: &'a Request, event: &'a LoggedEvent) -> Event<'a> {
+fn to_event<'a>(
+    vocabulary: &Vocabulary,
+    request: &'a Request,
+    event: &'a LoggedEvent,
+) -> Event<'a> {
     let extra = event.extra.as_deref();
     Event {
         action: vocabulary
@@ -68,7 +76,12 @@ fn to_event<'a>(vocabulary: &Vocabulary, request: &'a Request, event: &'a Logged
         occurrence: event.occurrence,
         context: extra.and_then(|e| e.context),
         attributes: extra
-            .map(|e| e.attributes.iter().map(|a| (&*a.key, a.value.as_ref())).collect())
+            .map(|e| {
+                e.attributes
+                    .iter()
+                    .map(|a| (&*a.key, a.value.as_ref()))
+                    .collect()
+            })
             .unwrap_or_default(),
         source: Arc::clone(&event.source),
         carried: false,

@@ -78,9 +78,14 @@ pub fn convert(
     let mut summary = Summary::default();
     let selected = select(log, options, &mut summary)?;
     let (durations, trace_ids) = first_pass(vocabulary, log, options, &mut summary);
-    let failed = |source| ConvertError::Write { path: output.to_owned(), source };
+    let failed = |source| ConvertError::Write {
+        path: output.to_owned(),
+        source,
+    };
     let mut file = WholeFile::create(output).map_err(failed)?;
-    let written = write(vocabulary, log, &selected, &durations, &trace_ids, &mut file, progress);
+    let written = write(
+        vocabulary, log, &selected, &durations, &trace_ids, &mut file, progress,
+    );
     let (traces, spans) = written.map_err(failed)?;
     file.finish().map_err(failed)?;
     summary.traces = traces;
@@ -97,8 +102,12 @@ fn select(
     if options.only.is_empty() {
         return Ok((0..log.requests.len()).collect());
     }
-    let index: HashMap<&str, usize> =
-        log.requests.iter().enumerate().map(|(i, r)| (&*r.id, i)).collect();
+    let index: HashMap<&str, usize> = log
+        .requests
+        .iter()
+        .enumerate()
+        .map(|(i, r)| (&*r.id, i))
+        .collect();
     let mut selected = HashSet::new();
     let mut missing = Vec::new();
     for id in &options.only {
@@ -111,7 +120,10 @@ fn select(
         return Err(ConvertError::NoSuchRequest(missing.join(", ")));
     }
     if !missing.is_empty() {
-        summary.notes.push(format!("--filter-reqids: not in the logs: {}", missing.join(", ")));
+        summary.notes.push(format!(
+            "--filter-reqids: not in the logs: {}",
+            missing.join(", ")
+        ));
     }
     Ok(selected)
 }
@@ -196,7 +208,11 @@ fn write(
     let (mut traces, mut spans) = (0, 0);
     let mut first = true;
     let mut put = |trace: &jaeger::model::Trace, out: &mut dyn Write| -> io::Result<()> {
-        out.write_all(if std::mem::take(&mut first) { b"\n" } else { b",\n" })?;
+        out.write_all(if std::mem::take(&mut first) {
+            b"\n"
+        } else {
+            b",\n"
+        })?;
         serde_json::to_writer(&mut *out, trace).map_err(io::Error::from)
     };
     out.write_all(b"{\"data\":[")?;
@@ -239,11 +255,18 @@ struct Group {
 fn group(log: &Log, selected: &HashSet<usize>, trace_ids: &[Option<TraceId>]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut by_trace: HashMap<TraceId, usize> = HashMap::new();
-    for (at, trace_id) in trace_ids.iter().enumerate().filter(|(at, _)| selected.contains(at)) {
+    for (at, trace_id) in trace_ids
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| selected.contains(at))
+    {
         let Some(trace_id) = trace_id else { continue };
         let group = *by_trace.entry(*trace_id).or_insert(groups.len());
         if group == groups.len() {
-            groups.push(Group { requests: Vec::new(), free: Vec::new() });
+            groups.push(Group {
+                requests: Vec::new(),
+                free: Vec::new(),
+            });
         }
         groups[group].requests.push(at);
     }
@@ -254,7 +277,10 @@ fn group(log: &Log, selected: &HashSet<usize>, trace_ids: &[Option<TraceId>]) ->
             // A selection is of requests; other traces are not part of it.
             None if all => {
                 by_trace.insert(span.trace_id, groups.len());
-                groups.push(Group { requests: Vec::new(), free: vec![at] });
+                groups.push(Group {
+                    requests: Vec::new(),
+                    free: vec![at],
+                });
             }
             None => {}
         }
@@ -267,8 +293,9 @@ fn trace_spans<'a>(
     requests: impl Iterator<Item = &'a Request>,
     free: impl Iterator<Item = &'a Span>,
 ) -> Vec<Span> {
-    let mut spans: Vec<Span> =
-        requests.flat_map(|request| assemble::spans(vocabulary, request)).collect();
+    let mut spans: Vec<Span> = requests
+        .flat_map(|request| assemble::spans(vocabulary, request))
+        .collect();
     spans.extend(free.cloned());
     spans
 }
@@ -286,14 +313,20 @@ impl WholeFile {
             return Ok(Self { out, rename: None });
         }
         if path.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory"));
+            return Err(io::Error::new(
+                io::ErrorKind::IsADirectory,
+                "is a directory",
+            ));
         }
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let part = path.with_file_name(name);
         let file = File::create(&part)?;
         let out = BufWriter::with_capacity(1 << 18, Box::new(file) as Box<dyn Write>);
-        Ok(Self { out, rename: Some((part, path.to_owned())) })
+        Ok(Self {
+            out,
+            rename: Some((part, path.to_owned())),
+        })
     }
 
     fn finish(mut self) -> io::Result<()> {

@@ -120,7 +120,10 @@ pub fn read(path: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Log, ReadErr
         .collect();
     let log = merge(parts);
     if log.report.events == 0 {
-        return Err(ReadError::Empty { path: path.to_owned(), files: log.report.files });
+        return Err(ReadError::Empty {
+            path: path.to_owned(),
+            files: log.report.files,
+        });
     }
     Ok(log)
 }
@@ -141,7 +144,9 @@ pub fn files(path: &Path) -> Result<Vec<(PathBuf, u64)>, ReadError> {
         for entry in std::fs::read_dir(&directory).map_err(open(&directory))? {
             let entry = entry.map_err(open(&directory))?;
             // A link that leads nowhere, or a file that has just been rotated.
-            let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
+            let Ok(metadata) = std::fs::metadata(entry.path()) else {
+                continue;
+            };
             let is_link = entry.file_type().is_ok_and(|t| t.is_symlink());
             if metadata.is_dir() && !is_link {
                 directories.push(entry.path());
@@ -170,7 +175,9 @@ impl Partial {
         let mut part = Self::default();
         part.report.files = 1;
         if let Err(error) = part.read_lines(path) {
-            part.report.failed.push(format!("{}: {error}", path.display()));
+            part.report
+                .failed
+                .push(format!("{}: {error}", path.display()));
         }
         part
     }
@@ -201,7 +208,11 @@ impl Partial {
                 Err(error) => {
                     let number = self.report.lines;
                     let first = || format!("{}:{number}", path.display());
-                    self.report.unreadable.entry(error).or_insert_with(|| (0, first())).0 += 1;
+                    self.report
+                        .unreadable
+                        .entry(error)
+                        .or_insert_with(|| (0, first()))
+                        .0 += 1;
                 }
             }
         }
@@ -213,7 +224,12 @@ impl Partial {
         let source = Arc::clone(
             self.sources
                 .entry((role.into(), node.into()))
-                .or_insert_with(|| Arc::new(Source { role: role.into(), node: node.into() })),
+                .or_insert_with(|| {
+                    Arc::new(Source {
+                        role: role.into(),
+                        node: node.into(),
+                    })
+                }),
         );
         if let Some(span) = &line.suffix.span {
             let free = free_span(&line, span, source);
@@ -224,13 +240,16 @@ impl Partial {
             Some(name) => Arc::clone(name),
             None => {
                 let name: Arc<str> = line.action.as_ref().into();
-                self.names.insert(line.action.as_ref().into(), Arc::clone(&name));
+                self.names
+                    .insert(line.action.as_ref().into(), Arc::clone(&name));
                 name
             }
         };
         let suffix = line.suffix;
-        let context =
-            suffix.traceparent.as_deref().and_then(|t| SpanContext::parse(t.as_bytes()));
+        let context = suffix
+            .traceparent
+            .as_deref()
+            .and_then(|t| SpanContext::parse(t.as_bytes()));
         let extra = Extra {
             context,
             attributes: suffix.attributes.0,
@@ -268,7 +287,10 @@ fn free_span(line: &ActionLine<'_>, suffix: &SpanSuffix, source: Arc<Source>) ->
         kind: SpanKind::named(&suffix.kind).unwrap_or_default(),
         start: suffix.start.min(line.time),
         end: line.time,
-        status: suffix.error.as_deref().map_or(Status::Unset, |e| Status::Error(e.into())),
+        status: suffix
+            .error
+            .as_deref()
+            .map_or(Status::Unset, |e| Status::Error(e.into())),
         attributes: line.suffix.attributes.0.clone(),
         events: Vec::new(),
         links: Vec::new(),
@@ -286,13 +308,23 @@ fn merge(parts: Vec<Partial>) -> Log {
             requests.entry(id).or_default().extend(events);
         }
         // The same line may stand in a file and in its copy.
-        log.spans.extend(part.spans.into_iter().filter(|s| seen.insert((s.trace_id, s.span_id))));
+        log.spans.extend(
+            part.spans
+                .into_iter()
+                .filter(|s| seen.insert((s.trace_id, s.span_id))),
+        );
         log.exported.extend(part.exported);
         log.report.absorb(part.report);
     }
-    log.requests = requests.into_iter().map(|(id, events)| Request { id, events }).collect();
-    log.requests.par_iter_mut().for_each(|r| r.events.sort_by_key(|e| e.time));
-    log.requests.par_sort_by(|a, b| (a.first(), &a.id).cmp(&(b.first(), &b.id)));
+    log.requests = requests
+        .into_iter()
+        .map(|(id, events)| Request { id, events })
+        .collect();
+    log.requests
+        .par_iter_mut()
+        .for_each(|r| r.events.sort_by_key(|e| e.time));
+    log.requests
+        .par_sort_by(|a, b| (a.first(), &a.id).cmp(&(b.first(), &b.id)));
     log
 }
 

@@ -45,7 +45,9 @@ pub enum ReplayError {
     #[error(transparent)]
     Exporter(#[from] ExporterError),
     /// A batch was not taken.
-    #[error("{sent} spans were sent, then {endpoint} did not take the next: {reason}; replaying again is safe, the ids are the same")]
+    #[error(
+        "{sent} spans were sent, then {endpoint} did not take the next: {reason}; replaying again is safe, the ids are the same"
+    )]
     Export {
         /// The endpoint.
         endpoint: String,
@@ -67,7 +69,9 @@ pub fn replay(
     options: Options,
     progress: &dyn Fn(usize),
 ) -> Result<Summary, ReplayError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut sender = Sender {
             vocabulary,
@@ -79,8 +83,11 @@ pub fn replay(
         for request in &log.requests {
             let all = assemble::spans(vocabulary, request);
             let total = all.len();
-            let spans =
-                if options.all { all } else { assemble::undelivered(vocabulary, request) };
+            let spans = if options.all {
+                all
+            } else {
+                assemble::undelivered(vocabulary, request)
+            };
             sender.summary.skipped += total - spans.len();
             sender.send(log, options, spans).await?;
         }
@@ -104,7 +111,12 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    async fn send(&mut self, log: &Log, options: Options, spans: Vec<Span>) -> Result<(), ReplayError> {
+    async fn send(
+        &mut self,
+        log: &Log,
+        options: Options,
+        spans: Vec<Span>,
+    ) -> Result<(), ReplayError> {
         for span in spans {
             if !options.all && log.exported.contains(&span.span_id) {
                 self.summary.skipped += 1;
@@ -114,9 +126,17 @@ impl Sender<'_> {
             if !self.targets.contains_key(&source) {
                 let resource = resource(self.vocabulary, &source);
                 let exporter = OtlpExporter::new(self.config, &resource)?;
-                self.targets.insert(Arc::clone(&source), Target { exporter, batch: Vec::new() });
+                self.targets.insert(
+                    Arc::clone(&source),
+                    Target {
+                        exporter,
+                        batch: Vec::new(),
+                    },
+                );
             }
-            let Some(target) = self.targets.get_mut(&source) else { continue };
+            let Some(target) = self.targets.get_mut(&source) else {
+                continue;
+            };
             target.batch.push(span);
             if target.batch.len() >= BATCH {
                 let batch = std::mem::take(&mut target.batch);
@@ -129,7 +149,10 @@ impl Sender<'_> {
     async fn finish(mut self) -> Result<Summary, ReplayError> {
         let sources: Vec<_> = self.targets.keys().cloned().collect();
         for source in sources {
-            let batch = self.targets.get_mut(&source).map(|t| std::mem::take(&mut t.batch));
+            let batch = self
+                .targets
+                .get_mut(&source)
+                .map(|t| std::mem::take(&mut t.batch));
             self.export(&source, batch.unwrap_or_default()).await?;
         }
         Ok(self.summary)
@@ -166,8 +189,10 @@ impl Sender<'_> {
 }
 
 fn resource(vocabulary: &Vocabulary, source: &Source) -> Vec<Attribute> {
-    let mut attributes =
-        vec![Attribute::new("service.name", service_name(vocabulary, &source.role).as_str())];
+    let mut attributes = vec![Attribute::new(
+        "service.name",
+        service_name(vocabulary, &source.role).as_str(),
+    )];
     if !source.node.is_empty() {
         attributes.push(Attribute::new("host.ip", &*source.node));
         attributes.push(Attribute::new("service.instance.id", &*source.node));

@@ -71,14 +71,24 @@ pub struct Durations {
 /// The roles that a request has passed through from entry to end; none if any of
 /// its spans is incomplete.
 pub fn roles_completed(vocabulary: &Vocabulary, spans: &[Span]) -> Vec<RoleId> {
-    let incomplete = |s: &Span| s.attributes.iter().any(|a| &*a.key == "omnitrace.incomplete");
+    let incomplete = |s: &Span| {
+        s.attributes
+            .iter()
+            .any(|a| &*a.key == "omnitrace.incomplete")
+    };
     if spans.iter().any(incomplete) {
         return Vec::new();
     }
     let entered = |entry: PhaseId| {
-        spans.iter().any(|s| s.origin.as_ref().is_some_and(|o| o.phase == entry))
+        spans
+            .iter()
+            .any(|s| s.origin.as_ref().is_some_and(|o| o.phase == entry))
     };
-    vocabulary.roles().filter(|(_, role)| entered(role.entry)).map(|(id, _)| id).collect()
+    vocabulary
+        .roles()
+        .filter(|(_, role)| entered(role.entry))
+        .map(|(id, _)| id)
+        .collect()
 }
 
 /// Which requests are complete: those that have passed through every role that
@@ -89,15 +99,23 @@ pub fn complete(roles: &[Vec<RoleId>]) -> Vec<bool> {
     for role in roles.iter().flatten() {
         *counts.entry(*role).or_default() += 1;
     }
-    let usual: Vec<RoleId> =
-        counts.into_iter().filter(|(_, n)| 2 * n > whole).map(|(role, _)| role).collect();
-    roles.iter().map(|r| !r.is_empty() && usual.iter().all(|role| r.contains(role))).collect()
+    let usual: Vec<RoleId> = counts
+        .into_iter()
+        .filter(|(_, n)| 2 * n > whole)
+        .map(|(role, _)| role)
+        .collect();
+    roles
+        .iter()
+        .map(|r| !r.is_empty() && usual.iter().all(|role| r.contains(role)))
+        .collect()
 }
 
 impl Durations {
     /// Adds one request's spans.
     pub fn add(&mut self, vocabulary: &Vocabulary, spans: &[Span]) {
-        let Some(start) = spans.iter().map(|s| s.start).min() else { return };
+        let Some(start) = spans.iter().map(|s| s.start).min() else {
+            return;
+        };
         let end = spans.iter().map(|s| s.end).max().unwrap_or(start);
         self.earliest = Some(self.earliest.map_or(start, |e| e.min(start)));
         self.totals.push(end - start);
@@ -138,11 +156,25 @@ impl Durations {
     /// and stands where it stands on average, moved as little as it takes to be
     /// inside its parent.
     pub fn trace(&self, vocabulary: &Vocabulary, statistic: Statistic) -> Vec<Span> {
-        let Some(earliest) = self.earliest else { return Vec::new() };
+        let Some(earliest) = self.earliest else {
+            return Vec::new();
+        };
         let title = statistic.title();
-        let draw = Drawing { vocabulary, statistic, trace_id: TraceId::of_request(&title) };
+        let draw = Drawing {
+            vocabulary,
+            statistic,
+            trace_id: TraceId::of_request(&title),
+        };
         let whole = statistic.of(&self.totals);
-        let root = draw.span(&title, "proxy", None, earliest, earliest + whole, whole, self.requests());
+        let root = draw.span(
+            &title,
+            "proxy",
+            None,
+            earliest,
+            earliest + whole,
+            whole,
+            self.requests(),
+        );
         let mut placed: BTreeMap<PhaseId, (SpanId, u64, u64)> = BTreeMap::new();
         let top = (root.span_id, root.start, root.end);
         let mut spans = vec![root];
@@ -168,7 +200,9 @@ impl Durations {
                 let duration = statistic.of(durations);
                 let (id, from, to) = parent;
                 let shown = duration.min(to - from);
-                let start = (from + Statistic::Average.of(offsets)).min(to - shown).max(from);
+                let start = (from + Statistic::Average.of(offsets))
+                    .min(to - shown)
+                    .max(from);
                 let role = &vocabulary.role(definition.role).name;
                 let mut span = draw.span(
                     &definition.name,
@@ -229,7 +263,10 @@ impl Drawing<'_> {
             ],
             events: Vec::new(),
             links: Vec::new(),
-            source: Arc::new(Source { role: role.into(), node: "".into() }),
+            source: Arc::new(Source {
+                role: role.into(),
+                node: "".into(),
+            }),
             origin: None,
         }
     }

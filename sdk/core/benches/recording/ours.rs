@@ -34,7 +34,11 @@ fn start<R: Records + 'static>(
     }
     let pipeline = Pipeline::start(config)?;
     let recorder = Arc::clone(pipeline.recorder());
-    Ok(Box::new(Ours { pipeline, recorder, records }))
+    Ok(Box::new(Ours {
+        pipeline,
+        recorder,
+        records,
+    }))
 }
 
 trait Records {
@@ -67,8 +71,18 @@ impl<R: Records> Contestant for Ours<R> {
 
 /// Finished spans under one remote parent, [`crate::peers::NAME`] with the six
 /// attributes that the peers' spans have.
-pub(crate) fn span(endpoint: &str, _: Option<usize>) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
-    start(endpoint, Spans { parent: remote_parent()?, ids: Ids(1), requests: request_ids(0, BURST) })
+pub(crate) fn span(
+    endpoint: &str,
+    _: Option<usize>,
+) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
+    start(
+        endpoint,
+        Spans {
+            parent: remote_parent()?,
+            ids: Ids(1),
+            requests: request_ids(0, BURST),
+        },
+    )
 }
 
 struct Spans {
@@ -111,7 +125,13 @@ pub(crate) fn action(
     endpoint: &str,
     _: Option<usize>,
 ) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
-    start(endpoint, Actions { bursts: 0, requests: Vec::new() })
+    start(
+        endpoint,
+        Actions {
+            bursts: 0,
+            requests: Vec::new(),
+        },
+    )
 }
 
 const ACTIONS: [&str; 10] = [

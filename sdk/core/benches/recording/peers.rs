@@ -39,9 +39,12 @@ fn provider(endpoint: &str, room: Option<usize>) -> Result<SdkTracerProvider, Bo
     if let Some(room) = room {
         batches = batches.with_max_queue_size(room);
     }
-    let processor =
-        BatchSpanProcessor::builder(exporter(endpoint)?).with_batch_config(batches.build()).build();
-    Ok(SdkTracerProvider::builder().with_span_processor(processor).build())
+    let processor = BatchSpanProcessor::builder(exporter(endpoint)?)
+        .with_batch_config(batches.build())
+        .build();
+    Ok(SdkTracerProvider::builder()
+        .with_span_processor(processor)
+        .build())
 }
 
 /// The remote parent, as a service gets it from a request's headers.
@@ -59,7 +62,12 @@ pub(crate) fn opentelemetry(
     let provider = provider(endpoint, room)?;
     let tracer = provider.tracer("bench");
     let requests = request_ids(0, BURST);
-    Ok(Box::new(OpenTelemetry { provider, tracer, parent: remote_parent(), requests }))
+    Ok(Box::new(OpenTelemetry {
+        provider,
+        tracer,
+        parent: remote_parent(),
+        requests,
+    }))
 }
 
 struct OpenTelemetry {
@@ -91,7 +99,10 @@ impl Contestant for OpenTelemetry {
     }
 
     fn books(&self, bursts: u64) -> Books {
-        Books { made: bursts * BURST, lost: None }
+        Books {
+            made: bursts * BURST,
+            lost: None,
+        }
     }
 }
 
@@ -103,7 +114,10 @@ pub(crate) fn tracing(
     let provider = provider(endpoint, room)?;
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("bench"));
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
-    Ok(Box::new(Tracing { provider, requests: request_ids(0, BURST) }))
+    Ok(Box::new(Tracing {
+        provider,
+        requests: request_ids(0, BURST),
+    }))
 }
 
 struct Tracing {
@@ -133,7 +147,10 @@ impl Contestant for Tracing {
     }
 
     fn books(&self, bursts: u64) -> Books {
-        Books { made: bursts * (BURST + 1), lost: None }
+        Books {
+            made: bursts * (BURST + 1),
+            lost: None,
+        }
     }
 }
 
@@ -148,7 +165,9 @@ pub(crate) fn fastrace(
         InstrumentationScope::builder("bench").build(),
     );
     fastrace::set_reporter(reporter, FastraceConfig::default());
-    Ok(Box::new(Fastrace { requests: request_ids(0, BURST) }))
+    Ok(Box::new(Fastrace {
+        requests: request_ids(0, BURST),
+    }))
 }
 
 struct Fastrace {
@@ -178,6 +197,9 @@ impl Contestant for Fastrace {
     }
 
     fn books(&self, bursts: u64) -> Books {
-        Books { made: bursts * (BURST + 1), lost: None }
+        Books {
+            made: bursts * (BURST + 1),
+            lost: None,
+        }
     }
 }

@@ -36,7 +36,9 @@ impl Machine {
     pub(crate) fn this() -> Result<Self, Box<dyn Error>> {
         let rustc = Command::new("rustc").arg("--version").output()?;
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let model = cpus
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Ok(Self {
             date: chrono::Utc::now().format("%Y-%m-%d").to_string(),
             cpu: model.map_or("unknown", |(_, name)| name).to_owned(),
@@ -47,10 +49,22 @@ impl Machine {
     }
 
     fn line(&self) -> String {
-        let versions: Vec<String> =
-            self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-        let Self { date, cpu, cores, rustc, .. } = self;
-        format!("{date}; {cpu}, {cores} cores; {rustc}; {}", versions.join(", "))
+        let versions: Vec<String> = self
+            .versions
+            .iter()
+            .map(|(name, version)| format!("{name} {version}"))
+            .collect();
+        let Self {
+            date,
+            cpu,
+            cores,
+            rustc,
+            ..
+        } = self;
+        format!(
+            "{date}; {cpu}, {cores} cores; {rustc}; {}",
+            versions.join(", ")
+        )
     }
 }
 
@@ -61,7 +75,9 @@ fn versions() -> Result<BTreeMap<String, String>, Box<dyn Error>> {
         let text = |key| Some(package.get(key)?.as_str()?.to_owned());
         Some((text("name")?, text("version")?))
     });
-    Ok(versions.filter(|(name, _)| CRATES.contains(&name.as_str())).collect())
+    Ok(versions
+        .filter(|(name, _)| CRATES.contains(&name.as_str()))
+        .collect())
 }
 
 fn workspace() -> &'static Path {
@@ -121,7 +137,11 @@ impl Report {
             row.process_ratio =
                 median(pairs().map(|(cost, ours)| cost.process_ns / ours.process_ns));
         }
-        Self { title: TITLE, machine, rows }
+        Self {
+            title: TITLE,
+            machine,
+            rows,
+        }
     }
 
     /// Prints the table and writes the files.
@@ -129,12 +149,19 @@ impl Report {
         for row in &self.rows {
             let lost: f64 = row.rounds.iter().map(Cost::lost).fold(0.0, f64::max);
             if lost > 0.0 {
-                eprintln!("{} lost {:.1} % with a large queue too", row.name, lost * 100.0);
+                eprintln!(
+                    "{} lost {:.1} % with a large queue too",
+                    row.name,
+                    lost * 100.0
+                );
             }
         }
         let directory = workspace().join("target/bench");
         std::fs::create_dir_all(&directory)?;
-        std::fs::write(directory.join("rust.json"), serde_json::to_string_pretty(self)?)?;
+        std::fs::write(
+            directory.join("rust.json"),
+            serde_json::to_string_pretty(self)?,
+        )?;
         std::fs::write(directory.join("rust.md"), self.markdown()?)?;
         println!("{}", self.table()?);
         Ok(())

@@ -39,7 +39,12 @@ impl Sink {
         let mut endpoint = String::new();
         answers.read_line(&mut endpoint)?;
         let endpoint = endpoint.trim_end().to_owned();
-        Ok(Self { child, questions: Some(questions), answers, endpoint })
+        Ok(Self {
+            child,
+            questions: Some(questions),
+            answers,
+            endpoint,
+        })
     }
 
     /// Base URL for OTLP.
@@ -70,7 +75,9 @@ impl Drop for Sink {
 pub(crate) fn serve() -> io::Result<()> {
     let spans = Arc::new(AtomicU64::new(0));
     let router = Router::new().fallback(take).with_state(Arc::clone(&spans));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("http://{}", listener.local_addr()?);
@@ -91,18 +98,33 @@ async fn take(State(spans): State<Arc<AtomicU64>>, request: Request) -> Response
         return StatusCode::BAD_REQUEST.into_response();
     };
     // A gRPC message has its compression flag and its length before it.
-    let message = if grpc { body.slice(5.min(body.len())..) } else { body };
+    let message = if grpc {
+        body.slice(5.min(body.len())..)
+    } else {
+        body
+    };
     let Ok(export) = Export::decode(message) else {
         return StatusCode::BAD_REQUEST.into_response();
     };
     spans.fetch_add(export.spans(), Ordering::Relaxed);
     if grpc {
-        let status = (HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"));
+        let status = (
+            HeaderName::from_static("grpc-status"),
+            HeaderValue::from_static("0"),
+        );
         let ok = HeaderMap::from_iter([status]);
         let empty = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async { Some(Ok(ok)) });
-        return ([(header::CONTENT_TYPE, "application/grpc")], Body::new(empty)).into_response();
+        return (
+            [(header::CONTENT_TYPE, "application/grpc")],
+            Body::new(empty),
+        )
+            .into_response();
     }
-    ([(header::CONTENT_TYPE, "application/x-protobuf")], Body::empty()).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/x-protobuf")],
+        Body::empty(),
+    )
+        .into_response()
 }
 
 /// An ExportTraceServiceRequest as far as its spans, which stay bytes.

@@ -145,7 +145,9 @@ impl Assembler {
     /// recorded just before still gets into them.
     pub fn event(&mut self, event: Event<'_>, output: &mut Output) {
         let slot = self.slot(canonical_request_id(event.request_id));
-        let Some(request) = &mut self.requests[slot] else { return };
+        let Some(request) = &mut self.requests[slot] else {
+            return;
+        };
         request.last_seen = self.now;
         let vocabulary = &*self.vocabulary;
         let role = role_of(vocabulary, &event);
@@ -158,7 +160,9 @@ impl Assembler {
             && vocabulary.is_offline_only(id)
         {
             let visit = &request.visits[at];
-            output.loose.push(visit.loose_event(vocabulary, &request.id, id, &event));
+            output
+                .loose
+                .push(visit.loose_event(vocabulary, &request.id, id, &event));
         }
         if self.scope == Scope::Whole {
             // The whole request is there only when it is closed.
@@ -203,7 +207,9 @@ impl Assembler {
             kind: span.kind,
             start: span.start,
             end: span.end.max(span.start),
-            status: span.error.map_or(Status::Unset, |text| Status::Error(text.into())),
+            status: span
+                .error
+                .map_or(Status::Unset, |text| Status::Error(text.into())),
             attributes: span
                 .attributes
                 .iter()
@@ -219,7 +225,10 @@ impl Assembler {
     /// The SERVER span of a request's latest visit: what a free span of that
     /// request hangs under.
     fn entry_span(&self, canonical: &str) -> (TraceId, Option<SpanId>, u8) {
-        let request = self.index.get(canonical).and_then(|slot| self.requests[*slot].as_ref());
+        let request = self
+            .index
+            .get(canonical)
+            .and_then(|slot| self.requests[*slot].as_ref());
         let Some(request) = request else {
             return (TraceId::of_request(canonical), None, SpanContext::SAMPLED);
         };
@@ -230,7 +239,12 @@ impl Assembler {
         };
         let trace_id = request.trace_id(Some(visit));
         let parent = visit.role.map(|role| {
-            visit.span_id(&self.vocabulary, trace_id, self.vocabulary.role(role).entry, 0)
+            visit.span_id(
+                &self.vocabulary,
+                trace_id,
+                self.vocabulary.role(role).entry,
+                0,
+            )
         });
         (trace_id, parent, visit.flags())
     }
@@ -254,7 +268,11 @@ impl Assembler {
     /// What this process knows of a request: its canonical id, and the context
     /// that came with it.
     pub fn known(&self, id: &str) -> (Option<Arc<str>>, Option<SpanContext>) {
-        match self.index.get(id).and_then(|slot| self.requests[*slot].as_ref()) {
+        match self
+            .index
+            .get(id)
+            .and_then(|slot| self.requests[*slot].as_ref())
+        {
             Some(request) => (Some(Arc::clone(&request.id)), request.bound),
             None => (None, None),
         }
@@ -296,14 +314,20 @@ impl Assembler {
         idle.sort_unstable();
         let expired = idle.iter().take_while(|(seen, _)| *seen == 0).count();
         // Closing a tenth at once keeps a full table from being swept at each event.
-        let too_many = if idle.len() > MAX_REQUESTS { idle.len() / 10 } else { 0 };
+        let too_many = if idle.len() > MAX_REQUESTS {
+            idle.len() / 10
+        } else {
+            0
+        };
         for (_, slot) in idle.into_iter().take(expired.max(too_many)) {
             self.close(slot, output);
         }
     }
 
     fn close(&mut self, slot: usize, output: &mut Output) {
-        let Some(mut request) = self.requests[slot].take() else { return };
+        let Some(mut request) = self.requests[slot].take() else {
+            return;
+        };
         self.free_slots.push(slot);
         for key in &request.keys {
             self.index.remove(key);
@@ -361,7 +385,9 @@ fn role_of(vocabulary: &Vocabulary, event: &Event<'_>) -> Option<RoleId> {
         ActionName::Custom(_) => recorder,
         ActionName::Known(id) => {
             let roles = &vocabulary.action(id).roles;
-            recorder.filter(|role| roles.contains(role)).or(roles.first().copied())
+            recorder
+                .filter(|role| roles.contains(role))
+                .or(roles.first().copied())
         }
     }
 }
@@ -381,7 +407,9 @@ fn find_visit(
             .rposition(|v| same(v) && v.is_called_by(context))
             // Events that came before their context adopt it while no id depends on it.
             .or_else(|| {
-                let at = visits.iter().rposition(|v| same(v) && v.context.is_none())?;
+                let at = visits
+                    .iter()
+                    .rposition(|v| same(v) && v.context.is_none())?;
                 visits[at].emitted.is_empty().then_some(at)
             }),
     };
@@ -425,7 +453,9 @@ fn emit(
     if visit.flags() & SpanContext::SAMPLED == 0 {
         output.unsampled += 1;
         let visit = &mut request.visits[at];
-        visit.emitted.push((phase, occurrence, extent.start, extent.end));
+        visit
+            .emitted
+            .push((phase, occurrence, extent.start, extent.end));
         return;
     }
     let definition = vocabulary.phase(phase);
@@ -461,7 +491,9 @@ fn emit(
         })),
     };
     let visit = &mut request.visits[at];
-    visit.emitted.push((phase, occurrence, span.start, span.end));
+    visit
+        .emitted
+        .push((phase, occurrence, span.start, span.end));
     output.spans.push(span);
 }
 
@@ -494,7 +526,9 @@ fn adopt_by_tree(vocabulary: &Vocabulary, spans: &mut [Span]) {
     for span in spans.iter_mut() {
         let Some(origin) = &span.origin else { continue };
         let definition = vocabulary.phase(origin.phase);
-        let Some(parent) = definition.parent else { continue };
+        let Some(parent) = definition.parent else {
+            continue;
+        };
         let across = vocabulary.phase(parent).role != definition.role || !definition.live;
         if across && (origin.context.is_none() || !definition.live) {
             let candidates = seen.iter().filter(|(phase, ..)| *phase == parent);
@@ -506,16 +540,22 @@ fn adopt_by_tree(vocabulary: &Vocabulary, spans: &mut [Span]) {
         }
     }
     for (id, phase) in vocabulary.phases() {
-        let Some(from) = phase.linked_from else { continue };
-        let Some((_, to, ..)) = seen.iter().find(|(p, ..)| *p == id) else { continue };
+        let Some(from) = phase.linked_from else {
+            continue;
+        };
+        let Some((_, to, ..)) = seen.iter().find(|(p, ..)| *p == id) else {
+            continue;
+        };
         for span in spans.iter_mut() {
             if span.origin.as_ref().is_some_and(|o| o.phase == from) {
-                span.links.push(Link { trace_id: span.trace_id, span_id: *to });
+                span.links.push(Link {
+                    trace_id: span.trace_id,
+                    span_id: *to,
+                });
             }
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,10 @@ impl Process {
     fn new(role: &str, node: &str, scope: Scope) -> Self {
         Self {
             assembler: Assembler::new(Vocabulary::omni_vllm(), scope),
-            source: Arc::new(Source { role: role.into(), node: node.into() }),
+            source: Arc::new(Source {
+                role: role.into(),
+                node: node.into(),
+            }),
             output: Output::default(),
         }
     }
@@ -69,7 +72,13 @@ fn tree(spans: &[Span]) -> String {
     let ids: HashMap<SpanId, &Span> = spans.iter().map(|s| (s.span_id, s)).collect();
     assert_eq!(ids.len(), spans.len(), "span ids are distinct");
     let mut text = String::new();
-    fn below(spans: &[Span], parent: Option<SpanId>, depth: usize, ids: &HashMap<SpanId, &Span>, text: &mut String) {
+    fn below(
+        spans: &[Span],
+        parent: Option<SpanId>,
+        depth: usize,
+        ids: &HashMap<SpanId, &Span>,
+        text: &mut String,
+    ) {
         let mut children: Vec<&Span> = spans
             .iter()
             .filter(|s| s.parent_span_id.filter(|p| ids.contains_key(p)) == parent)
@@ -92,7 +101,12 @@ fn tree(spans: &[Span]) -> String {
                 notes += &format!(" -> {}", ids[&span.links[0].span_id].name);
             }
             let indent = "  ".repeat(depth);
-            writeln!(text, "{indent}{} {}–{}{notes}", span.name, span.start, span.end).unwrap();
+            writeln!(
+                text,
+                "{indent}{} {}–{}{notes}",
+                span.name, span.start, span.end
+            )
+            .unwrap();
             below(spans, Some(span.span_id), depth + 1, ids, text);
         }
     }
@@ -105,7 +119,10 @@ fn whole_request(process: &mut Process) {
     let vocabulary = Vocabulary::omni_vllm();
     for (index, action) in vocabulary.actions()[..37].iter().enumerate() {
         let role = vocabulary.role(action.roles[0]).name.to_string();
-        process.source = Arc::new(Source { role: role.as_str().into(), node: format!("{role}-node").as_str().into() });
+        process.source = Arc::new(Source {
+            role: role.as_str().into(),
+            node: format!("{role}-node").as_str().into(),
+        });
         process.at(100 + index as u64, &action.name);
     }
 }
@@ -153,7 +170,11 @@ Trace for Omni Proxy 100–136 server (132 Proxy got first token) (134 Proxy got
   Prefill free kv 125–133
 ";
     assert_eq!(tree(&spans), expected);
-    assert!(spans.iter().all(|s| s.trace_id == TraceId::of_request(REQUEST)));
+    assert!(
+        spans
+            .iter()
+            .all(|s| s.trace_id == TraceId::of_request(REQUEST))
+    );
 }
 
 #[test]
@@ -172,13 +193,17 @@ fn live_processes_that_carry_the_starts_make_the_same_spans_as_the_whole() {
     let context = |name: &str| {
         let trace_id = TraceId::of_request(REQUEST);
         let span_id = SpanId::of_phase(trace_id, None, "proxy", "proxy-node", name, 0);
-        Some(SpanContext { trace_id, span_id, flags: 1 })
+        Some(SpanContext {
+            trace_id,
+            span_id,
+            flags: 1,
+        })
     };
     for (index, action) in vocabulary.actions()[..37].iter().enumerate() {
         let role = vocabulary.role(action.roles[0]).name.to_string();
-        let process = live.entry((role.clone(), action.process)).or_insert_with(|| {
-            Process::new(&role, &format!("{role}-node"), Scope::Process)
-        });
+        let process = live
+            .entry((role.clone(), action.process))
+            .or_insert_with(|| Process::new(&role, &format!("{role}-node"), Scope::Process));
         let context = match role.as_str() {
             "prefill" => context("P running"),
             "decode" => context("D running"),
@@ -207,8 +232,12 @@ fn live_processes_that_carry_the_starts_make_the_same_spans_as_the_whole() {
 fn a_context_gives_the_trace_the_parent_and_the_decision() {
     let caller = SpanContext::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     let mut process = Process::new("decode", "10.0.0.3", Scope::Process);
-    process.assembler.bind(&format!("chatcmpl-{REQUEST}-1a2b3c4d"), REQUEST, caller);
-    process.at(5, "Enter decode to generate").at(9, "Finish decode pickle and start response");
+    process
+        .assembler
+        .bind(&format!("chatcmpl-{REQUEST}-1a2b3c4d"), REQUEST, caller);
+    process
+        .at(5, "Enter decode to generate")
+        .at(9, "Finish decode pickle and start response");
     let spans = process.settle();
     assert_eq!(tree(&spans), "Decode 5–9 server\n");
     let (trace, parent) = (spans[0].trace_id.to_string(), spans[0].parent_span_id);
@@ -218,13 +247,22 @@ fn a_context_gives_the_trace_the_parent_and_the_decision() {
     let unsampled = SpanContext::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
     let mut process = Process::new("decode", "10.0.0.3", Scope::Process);
     process.assembler.bind(REQUEST, REQUEST, unsampled);
-    process.at(5, "Enter decode to generate").at(9, "Finish decode pickle and start response");
-    assert_eq!((process.settle(), process.output.unsampled), (Vec::new(), 1));
+    process
+        .at(5, "Enter decode to generate")
+        .at(9, "Finish decode pickle and start response");
+    assert_eq!(
+        (process.settle(), process.output.unsampled),
+        (Vec::new(), 1)
+    );
 }
 
 #[test]
 fn a_retry_on_the_same_node_is_another_visit() {
-    let context = |id| SpanContext { trace_id: TraceId::of_request(REQUEST), span_id: SpanId::new(id).unwrap(), flags: 1 };
+    let context = |id| SpanContext {
+        trace_id: TraceId::of_request(REQUEST),
+        span_id: SpanId::new(id).unwrap(),
+        flags: 1,
+    };
     let mut process = Process::new("prefill", "10.0.0.2", Scope::Process);
     for (start, id) in [(10, 1), (50, 2)] {
         process.assembler.bind(REQUEST, REQUEST, Some(context(id)));
@@ -302,18 +340,29 @@ fn an_event_that_no_span_here_holds_is_handed_on() {
         .iter()
         .map(|e| (&*e.action, e.time, e.attributes.len()))
         .collect();
-    assert_eq!(loose, [("Prefill free kv blocks", 33, 1), ("my own", 34, 1)]);
+    assert_eq!(
+        loose,
+        [("Prefill free kv blocks", 33, 1), ("my own", 34, 1)]
+    );
 }
 
 #[test]
 fn attributes_land_on_the_span_that_their_action_describes() {
     let mut process = Process::new("proxy", "10.0.0.1", Scope::Process);
-    process.at(1, "Time received").at(2, "Enter state D running").at(4, "Proxy got first token");
-    process.at(6, "Finish D running").at(7, "Received all tokens");
+    process
+        .at(1, "Time received")
+        .at(2, "Enter state D running")
+        .at(4, "Proxy got first token");
+    process
+        .at(6, "Finish D running")
+        .at(7, "Received all tokens");
     let spans = process.settle();
     let attributes = |name: &str| -> Vec<(String, String)> {
         let span = spans.iter().find(|s| &*s.name == name).unwrap();
-        span.attributes.iter().map(|a| (a.key.to_string(), format!("{:?}", a.value))).collect()
+        span.attributes
+            .iter()
+            .map(|a| (a.key.to_string(), format!("{:?}", a.value)))
+            .collect()
     };
     let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
     let id = format!("Str(\"{REQUEST}\")");
@@ -329,21 +378,33 @@ fn attributes_land_on_the_span_that_their_action_describes() {
     );
     assert_eq!(
         attributes("D running"),
-        [pair("at", "I64(6)"), pair("gen_ai.request.id", &id), pair("omnitrace.role", "Str(\"proxy\")")]
+        [
+            pair("at", "I64(6)"),
+            pair("gen_ai.request.id", &id),
+            pair("omnitrace.role", "Str(\"proxy\")")
+        ]
     );
 }
 
 #[test]
 fn requests_are_forgotten_and_memory_is_bounded() {
     let mut process = Process::new("decode", "n", Scope::Process);
-    process.at(1, "Enter decode to generate").at(2, "Finish decode pickle and start response");
+    process
+        .at(1, "Enter decode to generate")
+        .at(2, "Finish decode pickle and start response");
     process.settle();
     assert_eq!(process.assembler.live(), 1);
-    process.assembler.settle(FORGET_FINISHED_NS * 2, &mut process.output);
+    process
+        .assembler
+        .settle(FORGET_FINISHED_NS * 2, &mut process.output);
     assert_eq!(process.assembler.live(), 0);
     for i in 0..MAX_REQUESTS + 10 {
-        process.assembler.bind(&format!("r{i}"), &format!("r{i}"), None);
+        process
+            .assembler
+            .bind(&format!("r{i}"), &format!("r{i}"), None);
     }
-    process.assembler.settle(FORGET_FINISHED_NS * 2, &mut process.output);
+    process
+        .assembler
+        .settle(FORGET_FINISHED_NS * 2, &mut process.output);
     assert!(process.assembler.live() <= MAX_REQUESTS);
 }

@@ -89,7 +89,8 @@ impl Visit {
     }
 
     pub(super) fn is_called_by(&self, context: SpanContext) -> bool {
-        self.context.is_some_and(|c| (c.trace_id, c.span_id) == (context.trace_id, context.span_id))
+        self.context
+            .is_some_and(|c| (c.trace_id, c.span_id) == (context.trace_id, context.span_id))
     }
 
     /// W3C flags of its spans: the caller's decision, else sampled.
@@ -117,12 +118,21 @@ impl Visit {
 
     /// Notes the event and names the phases whose ends may now be known.
     pub(super) fn record(&mut self, vocabulary: &Vocabulary, event: &Event<'_>) -> Vec<PhaseId> {
-        let attributes =
-            || event.attributes.iter().map(|(k, v)| Attribute::new(*k, v.to_value())).collect();
+        let attributes = || {
+            event
+                .attributes
+                .iter()
+                .map(|(k, v)| Attribute::new(*k, v.to_value()))
+                .collect()
+        };
         let id = match event.action {
             ActionName::Custom(name) => {
                 let phase = self.role.map(|role| vocabulary.role(role).entry);
-                let shown = SpanEvent { time: event.time, name: name.into(), attributes: attributes() };
+                let shown = SpanEvent {
+                    time: event.time,
+                    name: name.into(),
+                    attributes: attributes(),
+                };
                 self.show(phase, event.occurrence, None, shown);
                 return Vec::new();
             }
@@ -147,7 +157,9 @@ impl Visit {
                 };
                 match self.attributes.iter_mut().find(same) {
                     Some((_, _, kept)) => kept.value = attribute.value,
-                    None => self.attributes.push((action.span, event.occurrence, attribute)),
+                    None => self
+                        .attributes
+                        .push((action.span, event.occurrence, attribute)),
                 }
             }
         }
@@ -186,7 +198,12 @@ impl Visit {
         match same {
             Some(shown) => shown.event.time = shown.event.time.min(event.time),
             None if room => {
-                self.events.push(Shown { phase, occurrence, known, event });
+                self.events.push(Shown {
+                    phase,
+                    occurrence,
+                    known,
+                    event,
+                });
             }
             None => {}
         }
@@ -202,7 +219,10 @@ impl Visit {
 
     /// Makes another visit's moment known here.
     pub(super) fn lend(&mut self, moment: Seen) {
-        self.moments.push(Seen { foreign: true, ..moment });
+        self.moments.push(Seen {
+            foreign: true,
+            ..moment
+        });
     }
 
     fn first(&self, actions: &[ActionId], occurrence: u16) -> Option<Seen> {
@@ -210,7 +230,9 @@ impl Visit {
     }
 
     fn is_emitted(&self, phase: PhaseId, occurrence: u16) -> bool {
-        self.emitted.iter().any(|(p, o, ..)| (*p, *o) == (phase, occurrence))
+        self.emitted
+            .iter()
+            .any(|(p, o, ..)| (*p, *o) == (phase, occurrence))
     }
 
     /// Whether this phase can be made now, and is this process's to make.
@@ -241,8 +263,12 @@ impl Visit {
         let mut tries: Vec<u16> = self.moments.iter().map(|m| m.occurrence).collect();
         tries.sort_unstable();
         tries.dedup();
-        let phases = vocabulary.phases().flat_map(|(id, _)| tries.iter().map(move |o| (id, *o)));
-        phases.filter(|(id, o)| self.is_due(vocabulary, scope, *id, *o)).collect()
+        let phases = vocabulary
+            .phases()
+            .flat_map(|(id, _)| tries.iter().map(move |o| (id, *o)));
+        phases
+            .filter(|(id, o)| self.is_due(vocabulary, scope, *id, *o))
+            .collect()
     }
 
     /// Whether a SERVER or CLIENT span of this process is still to come.
@@ -256,7 +282,11 @@ impl Visit {
             if self.role != Some(phase.role) || !vocabulary.is_main(id) || !phase.live {
                 continue;
             }
-            for moment in self.moments.iter().filter(|m| !m.foreign || scope == Scope::Whole) {
+            for moment in self
+                .moments
+                .iter()
+                .filter(|m| !m.foreign || scope == Scope::Whole)
+            {
                 let touches =
                     phase.start.contains(&moment.action) || phase.end.contains(&moment.action);
                 // The end of the request may stand in for a phase's end, but
@@ -283,17 +313,15 @@ impl Visit {
 
     /// What is left to show when nothing more will come: open SERVER and CLIENT
     /// spans, and parents of spans already made; children before parents.
-    pub(super) fn incomplete(
-        &self,
-        vocabulary: &Vocabulary,
-        scope: Scope,
-    ) -> Vec<(PhaseId, u16)> {
+    pub(super) fn incomplete(&self, vocabulary: &Vocabulary, scope: Scope) -> Vec<(PhaseId, u16)> {
         let mut missing = self.incomplete_mains(vocabulary, scope);
         let mut wanted: Vec<PhaseId> = self.emitted.iter().map(|(p, ..)| *p).collect();
         wanted.extend(missing.iter().map(|(p, _)| *p));
         while let Some(phase) = wanted.pop() {
             let definition = vocabulary.phase(phase);
-            let Some(parent) = definition.parent else { continue };
+            let Some(parent) = definition.parent else {
+                continue;
+            };
             if vocabulary.phase(parent).role != definition.role
                 || self.is_emitted(parent, 0)
                 || missing.contains(&(parent, 0))
@@ -383,14 +411,21 @@ impl Visit {
             .collect();
         let recorded_attributes = attributes.len();
         let text = |key: &str| {
-            attributes.iter().find(|a| &*a.key == key).and_then(|a| match &a.value {
-                Value::Str(text) => Some(Arc::clone(text)),
-                _ => None,
-            })
+            attributes
+                .iter()
+                .find(|a| &*a.key == key)
+                .and_then(|a| match &a.value {
+                    Value::Str(text) => Some(Arc::clone(text)),
+                    _ => None,
+                })
         };
         let name = text(SPAN_NAME).unwrap_or_else(|| Arc::clone(&definition.name));
         let status = text("error.type").map_or(Status::Unset, |_| Status::Error("".into()));
-        set_attribute(&mut attributes, "gen_ai.request.id", Value::Str(Arc::clone(request_id)));
+        set_attribute(
+            &mut attributes,
+            "gen_ai.request.id",
+            Value::Str(Arc::clone(request_id)),
+        );
         if vocabulary.is_main(phase) {
             let role = Arc::clone(&vocabulary.role(definition.role).name);
             set_attribute(&mut attributes, "omnitrace.role", Value::Str(role));
@@ -401,7 +436,11 @@ impl Visit {
             if let (Some(start), Some(end)) = (start, end)
                 && let Some(nanos) = end.time.checked_sub(start.time)
             {
-                set_attribute(&mut attributes, &measure.attribute, Value::F64(nanos as f64 / 1e9));
+                set_attribute(
+                    &mut attributes,
+                    &measure.attribute,
+                    Value::F64(nanos as f64 / 1e9),
+                );
             }
         }
         if occurrence > 0 {
@@ -418,7 +457,13 @@ impl Visit {
             .map(|e| e.event.clone())
             .collect();
         events.sort_by_key(|e| e.time);
-        Contents { name, status, attributes, recorded_attributes, events }
+        Contents {
+            name,
+            status,
+            attributes,
+            recorded_attributes,
+            events,
+        }
     }
 
     /// An event that will be part of no span here, as it happens.
@@ -462,7 +507,10 @@ impl Visit {
         };
         for moment in self.moments.iter().filter(|m| !m.foreign) {
             let action = vocabulary.action(moment.action);
-            let shown = action.phases.iter().any(|p| self.is_emitted(*p, moment.occurrence));
+            let shown = action
+                .phases
+                .iter()
+                .any(|p| self.is_emitted(*p, moment.occurrence));
             if shown || action.event || vocabulary.is_offline_only(moment.action) {
                 continue;
             }
@@ -472,11 +520,18 @@ impl Visit {
                 .filter(|(p, o, _)| (*p, *o) == (action.span, moment.occurrence))
                 .map(|(_, _, a)| a.clone())
                 .collect();
-            out.push(event(Arc::clone(&action.name), moment.time, moment.occurrence, attributes));
+            out.push(event(
+                Arc::clone(&action.name),
+                moment.time,
+                moment.occurrence,
+                attributes,
+            ));
         }
         for shown in &mut self.events {
             if !shown.phase.is_some_and(|p| {
-                self.emitted.iter().any(|(e, o, ..)| (*e, *o) == (p, shown.occurrence))
+                self.emitted
+                    .iter()
+                    .any(|(e, o, ..)| (*e, *o) == (p, shown.occurrence))
             }) {
                 let attributes = std::mem::take(&mut shown.event.attributes);
                 let name = Arc::clone(&shown.event.name);

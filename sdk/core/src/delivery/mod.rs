@@ -84,7 +84,10 @@ impl Delivery {
             max_waiting_spans: config.max_waiting_spans,
             max_waiting_bytes: config.max_waiting_bytes,
             mode: config.legacy_log,
-            log: LegacyLog::new(config.legacy_log_directory.clone(), config.legacy_log_max_bytes),
+            log: LegacyLog::new(
+                config.legacy_log_directory.clone(),
+                config.legacy_log_max_bytes,
+            ),
             lines: LineFormatter::default(),
             buffer: Vec::new(),
             waiting: VecDeque::new(),
@@ -132,7 +135,8 @@ impl Delivery {
             self.waiting.push_back(Waiting { span, since: now });
         }
         if self.mode == LegacyLogMode::Fallback {
-            self.loose.extend(loose.into_iter().map(|event| (now, event)));
+            self.loose
+                .extend(loose.into_iter().map(|event| (now, event)));
             // Without a span to go with, the oldest are let go.
             let surplus = self.loose.len().saturating_sub(MAX_LOOSE);
             self.loose.drain(..surplus);
@@ -186,7 +190,11 @@ impl Delivery {
     /// Takes out the events without a span up to the latest of `spans`.
     fn loose_until(&mut self, spans: &[Waiting]) -> Vec<LooseEvent> {
         let latest = spans.iter().map(|w| w.since).max();
-        let count = self.loose.iter().take_while(|(since, _)| Some(*since) <= latest).count();
+        let count = self
+            .loose
+            .iter()
+            .take_while(|(since, _)| Some(*since) <= latest)
+            .count();
         self.loose.drain(..count).map(|(_, event)| event).collect()
     }
 
@@ -298,7 +306,10 @@ impl Delivery {
                 self.spill_wire();
             }
             Err(ExportError::Retryable { reason, after }) => {
-                let attempts = self.failing.as_ref().map_or(1, |f| f.attempts.saturating_add(1));
+                let attempts = self
+                    .failing
+                    .as_ref()
+                    .map_or(1, |f| f.attempts.saturating_add(1));
                 let pause = after
                     .map(|a| a.min(LONGEST_RETRY_AFTER))
                     .unwrap_or_else(|| jittered(attempts, wall));
@@ -310,7 +321,10 @@ impl Delivery {
                     );
                 }
                 self.stats.last_error = Some(reason);
-                self.failing = Some(Failing { attempts, next_attempt: now + pause });
+                self.failing = Some(Failing {
+                    attempts,
+                    next_attempt: now + pause,
+                });
                 let again = std::mem::take(&mut self.on_wire);
                 self.waiting_bytes += again.iter().map(|w| w.span.memory()).sum::<usize>();
                 for waiting in again.into_iter().rev() {
@@ -328,7 +342,11 @@ impl Delivery {
             return None;
         }
         let due = oldest.since + self.schedule_delay;
-        Some(self.failing.as_ref().map_or(due, |f| f.next_attempt.max(due)))
+        Some(
+            self.failing
+                .as_ref()
+                .map_or(due, |f| f.next_attempt.max(due)),
+        )
     }
 
     pub(crate) fn is_failing(&self) -> bool {
@@ -344,7 +362,9 @@ impl Delivery {
 /// Exponential back-off with up to half of it taken off at random, so that many
 /// processes do not come back at the same moment.
 fn jittered(attempts: u32, seed: u64) -> Duration {
-    let full = FIRST_PAUSE.saturating_mul(1 << attempts.min(10).saturating_sub(1)).min(LONGEST_PAUSE);
+    let full = FIRST_PAUSE
+        .saturating_mul(1 << attempts.min(10).saturating_sub(1))
+        .min(LONGEST_PAUSE);
     let random = xxhash_rust::xxh3::xxh3_64(&seed.to_le_bytes()) % 1000;
     full.mul_f64(1.0 - random as f64 / 2000.0)
 }

@@ -85,16 +85,28 @@ impl OtlpExporter {
             source,
         })?;
         let attributes = resource.iter().map(key_value).collect::<Vec<_>>();
-        exporter.set_resource(&Resource::builder_empty().with_attributes(attributes).build());
+        exporter.set_resource(
+            &Resource::builder_empty()
+                .with_attributes(attributes)
+                .build(),
+        );
         let scope = InstrumentationScope::builder("omnitrace")
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
-        Ok(Self { exporter, scope, timeout: config.timeout, http })
+        Ok(Self {
+            exporter,
+            scope,
+            timeout: config.timeout,
+            http,
+        })
     }
 
     /// Sends one batch; one attempt.
     pub async fn export(&self, batch: &[Span]) -> Result<(), ExportError> {
-        let data = batch.iter().map(|span| span_data(span, &self.scope)).collect();
+        let data = batch
+            .iter()
+            .map(|span| span_data(span, &self.scope))
+            .collect();
         // The transport's own timeout does not cover every way of being stuck.
         let attempt = tokio::time::timeout(self.timeout, self.exporter.export(data));
         match attempt.await {
@@ -110,13 +122,19 @@ impl OtlpExporter {
     /// Tells what may be tried again from what may not (OTLP specification,
     /// "Failures").
     fn classify(&self, error: &OTelSdkError) -> ExportError {
-        let retryable = |reason| ExportError::Retryable { reason, after: None };
+        let retryable = |reason| ExportError::Retryable {
+            reason,
+            after: None,
+        };
         match &self.http {
             Some(answers) => match answers.take() {
                 Some(Answer::Status { code, retry_after }) => {
                     let reason = format!("the endpoint answered HTTP status {code}");
                     match code {
-                        429 | 502 | 503 | 504 => ExportError::Retryable { reason, after: retry_after },
+                        429 | 502 | 503 | 504 => ExportError::Retryable {
+                            reason,
+                            after: retry_after,
+                        },
                         _ => ExportError::Refused { reason },
                     }
                 }
@@ -126,8 +144,13 @@ impl OtlpExporter {
             None => {
                 let reason = error.to_string();
                 const RETRYABLE: [&str; 7] = [
-                    "Cancelled", "DeadlineExceeded", "ResourceExhausted", "Aborted", "OutOfRange",
-                    "Unavailable", "DataLoss",
+                    "Cancelled",
+                    "DeadlineExceeded",
+                    "ResourceExhausted",
+                    "Aborted",
+                    "OutOfRange",
+                    "Unavailable",
+                    "DataLoss",
                 ];
                 // opentelemetry-otlp keeps the code only in its text.
                 let code = reason.split("gRPC code: ").nth(1).unwrap_or_default();
@@ -147,9 +170,10 @@ fn grpc(config: &ExporterConfig) -> Result<SpanExporter, ExporterBuildError> {
     use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
     let mut metadata = MetadataMap::new();
     for (key, value) in &config.headers {
-        if let (Ok(key), Ok(value)) =
-            (MetadataKey::from_bytes(key.to_ascii_lowercase().as_bytes()), MetadataValue::try_from(value))
-        {
+        if let (Ok(key), Ok(value)) = (
+            MetadataKey::from_bytes(key.to_ascii_lowercase().as_bytes()),
+            MetadataValue::try_from(value),
+        ) {
             metadata.insert(key, value);
         }
     }
@@ -160,7 +184,8 @@ fn grpc(config: &ExporterConfig) -> Result<SpanExporter, ExporterBuildError> {
         .with_metadata(metadata)
         .with_retry_policy(RetryPolicy::disabled());
     if config.endpoint.starts_with("https://") {
-        builder = builder.with_tls_config(tonic::transport::ClientTlsConfig::new().with_native_roots());
+        builder =
+            builder.with_tls_config(tonic::transport::ClientTlsConfig::new().with_native_roots());
     }
     if config.gzip {
         builder = builder.with_compression(Compression::Gzip);
@@ -202,7 +227,10 @@ fn http(
 /// How the last request ended.
 #[derive(Debug)]
 enum Answer {
-    Status { code: u16, retry_after: Option<Duration> },
+    Status {
+        code: u16,
+        retry_after: Option<Duration>,
+    },
     Failed(String),
 }
 
@@ -246,7 +274,10 @@ impl Client {
             .get("retry-after")
             .and_then(|v| v.to_str().ok()?.trim().parse().ok())
             .map(Duration::from_secs);
-        self.answers.put(Answer::Status { code: status.as_u16(), retry_after });
+        self.answers.put(Answer::Status {
+            code: status.as_u16(),
+            retry_after,
+        });
         let mut answer = Response::new(response.bytes().await?);
         *answer.status_mut() = status;
         *answer.headers_mut() = headers;

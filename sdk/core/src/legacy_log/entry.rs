@@ -158,8 +158,11 @@ pub(crate) fn event_entry<'a>(
     request_id: &'a str,
     context: Option<&SpanContext>,
 ) -> Entry<'a> {
-    let attributes =
-        event.attributes.iter().map(|(k, v)| Attribute::new(*k, v.to_value())).collect();
+    let attributes = event
+        .attributes
+        .iter()
+        .map(|(k, v)| Attribute::new(*k, v.to_value()))
+        .collect();
     Entry {
         action: name,
         time: event.time,
@@ -180,7 +183,11 @@ pub(crate) fn loose_entry(event: &LooseEvent) -> Entry<'_> {
         node: &event.source.node,
         suffix: Suffix {
             undelivered: Some(Vec::new()),
-            ..suffix(event.context.as_ref(), event.occurrence, event.attributes.clone())
+            ..suffix(
+                event.context.as_ref(),
+                event.occurrence,
+                event.attributes.clone(),
+            )
         },
     }
 }
@@ -194,7 +201,12 @@ pub(crate) fn merge(entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
             merged.push(entry);
             continue;
         }
-        let key = (entry.request_id, entry.action, entry.time, entry.suffix.occurrence);
+        let key = (
+            entry.request_id,
+            entry.action,
+            entry.time,
+            entry.suffix.occurrence,
+        );
         let at = *index.entry(key).or_insert(merged.len());
         let Some(kept) = merged.get_mut(at) else {
             merged.push(entry);
@@ -247,14 +259,24 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     let phase = vocabulary.phase(origin.phase);
     let mut entries = Vec::with_capacity(2 + span.events.len());
     if let Some(start) = &origin.start {
-        entries.push(entry(&*start.action, start.time, &*origin.request_id, base(Vec::new())));
+        entries.push(entry(
+            &*start.action,
+            start.time,
+            &*origin.request_id,
+            base(Vec::new()),
+        ));
     }
     for event in &span.events {
         let suffix = base(event.attributes.clone());
         entries.push(entry(&*event.name, event.time, &*origin.request_id, suffix));
     }
     if let Some(end) = &origin.end {
-        entries.push(entry(&*end.action, end.time, &*origin.request_id, base(Vec::new())));
+        entries.push(entry(
+            &*end.action,
+            end.time,
+            &*origin.request_id,
+            base(Vec::new()),
+        ));
     }
     // Attributes go on a line whose action describes this phase, and the mark on
     // the line that ends it.

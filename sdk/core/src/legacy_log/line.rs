@@ -73,9 +73,15 @@ pub enum LineError {
 /// Reads one line, without its line end.
 pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
     let Some(at) = memmem::find(line, MARKER.as_bytes()) else {
-        let Some(at) = memmem::find(line, EXPORTED.as_bytes()) else { return Ok(Line::Other) };
+        let Some(at) = memmem::find(line, EXPORTED.as_bytes()) else {
+            return Ok(Line::Other);
+        };
         let list = &line[at + EXPORTED.len()..];
-        return Ok(Line::Exported(list.split(|b| *b == b',').filter_map(SpanId::parse).collect()));
+        return Ok(Line::Exported(
+            list.split(|b| *b == b',')
+                .filter_map(SpanId::parse)
+                .collect(),
+        ));
     };
     let text = &line[at + MARKER.len()..];
     let (action, rest) = split(text, b"; Timestamp:").ok_or(LineError::NoTimestamp)?;
@@ -86,19 +92,30 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
         Some((id, role)) => {
             let (role, suffix) = split_suffix(role)?;
             let role = std::str::from_utf8(role).map_err(|_| LineError::NotUtf8)?;
-            let (role, node) = role.trim_end().split_once('_').unwrap_or((role.trim_end(), ""));
+            let (role, node) = role
+                .trim_end()
+                .split_once('_')
+                .unwrap_or((role.trim_end(), ""));
             (id, Some((role, node)), suffix)
         }
         None => (proxy_id(rest), None, Suffix::default()),
     };
-    let request_id = std::str::from_utf8(request_id).map_err(|_| LineError::NotUtf8)?.trim();
+    let request_id = std::str::from_utf8(request_id)
+        .map_err(|_| LineError::NotUtf8)?
+        .trim();
     if request_id.is_empty() && suffix.span.is_none() {
         return Err(LineError::EmptyRequestId);
     }
     Ok(Line::Action(Box::new(ActionLine {
-        action: suffix.action.clone().map_or(Cow::Borrowed(action), Cow::Owned),
+        action: suffix
+            .action
+            .clone()
+            .map_or(Cow::Borrowed(action), Cow::Owned),
         time,
-        request_id: suffix.request_id.clone().map_or(Cow::Borrowed(request_id), Cow::Owned),
+        request_id: suffix
+            .request_id
+            .clone()
+            .map_or(Cow::Borrowed(request_id), Cow::Owned),
         source,
         suffix,
     })))
@@ -169,7 +186,11 @@ impl LineFormatter {
             entry.suffix.request_id = Some(entry.request_id.to_owned());
         }
         // vLLM's processes write its own form of the id, the proxy the bare one.
-        let prefix = if entry.role == "proxy" || request_id.is_empty() { "" } else { "chatcmpl-" };
+        let prefix = if entry.role == "proxy" || request_id.is_empty() {
+            ""
+        } else {
+            "chatcmpl-"
+        };
         let role = printable(entry.role).replace(['_', ' '], "-");
         let node = printable(entry.node).replace(' ', "-");
         let mut line = String::with_capacity(256);
@@ -211,7 +232,11 @@ impl LineFormatter {
         if self.second.as_ref().is_none_or(|(s, _)| *s != seconds) {
             let text = DateTime::from_timestamp(seconds, 0).map_or_else(
                 || "1970-01-01 00:00:00".to_owned(),
-                |t| t.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string(),
+                |t| {
+                    t.with_timezone(&Local)
+                        .format("%Y-%m-%d %H:%M:%S")
+                        .to_string()
+                },
             );
             self.second = Some((seconds, text));
         }
@@ -239,7 +264,14 @@ mod tests {
     use crate::value::Attribute;
 
     fn entry<'a>(action: &'a str, request_id: &'a str, suffix: Suffix) -> Entry<'a> {
-        Entry { action, time: 1_795_334_645_577_302_011, request_id, role: "prefill", node: "10.0.0.2", suffix }
+        Entry {
+            action,
+            time: 1_795_334_645_577_302_011,
+            request_id,
+            role: "prefill",
+            node: "10.0.0.2",
+            suffix,
+        }
     }
 
     fn write(entry: Entry<'_>) -> String {
@@ -250,7 +282,11 @@ mod tests {
 
     #[test]
     fn the_written_line_is_the_old_one() {
-        let line = write(entry("Prefill add waiting queue", "38a4", Suffix::default()));
+        let line = write(entry(
+            "Prefill add waiting queue",
+            "38a4",
+            Suffix::default(),
+        ));
         // The date is local time, which the test does not choose.
         assert_eq!(
             line.split_once(',').unwrap().1,
@@ -300,29 +336,60 @@ mod tests {
             assert_eq!(read.request_id.trim_start_matches("chatcmpl-"), text);
             assert_eq!(read.source, Some(("prefill", "10.0.0.2")));
             assert_eq!(read.time, 1_795_334_645_577_302_011);
-            assert_eq!(Suffix { action: None, request_id: None, ..read.suffix }, suffix);
+            assert_eq!(
+                Suffix {
+                    action: None,
+                    request_id: None,
+                    ..read.suffix
+                },
+                suffix
+            );
         }
     }
 
     #[test]
     fn the_lines_of_the_old_tools_are_read() {
         let read = |line: &'static str| match parse_line(line.as_bytes()) {
-            Ok(Line::Action(a)) => {
-                (a.action.into_owned(), a.time, a.request_id.into_owned(), a.source)
-            }
+            Ok(Line::Action(a)) => (
+                a.action.into_owned(),
+                a.time,
+                a.request_id.into_owned(),
+                a.source,
+            ),
             other => panic!("{other:?}"),
         };
         assert_eq!(
-            read("2026-11-22 08:04:05,577 - <<<Action: Decode send ip, rank; Timestamp:1735000000.0; RequestID:chatcmpl-A_b.c|d; Role:decode_fe80::1"),
-            ("Decode send ip, rank".into(), 1_735_000_000_000_000_000, "chatcmpl-A_b.c|d".into(), Some(("decode", "fe80::1")))
+            read(
+                "2026-11-22 08:04:05,577 - <<<Action: Decode send ip, rank; Timestamp:1735000000.0; RequestID:chatcmpl-A_b.c|d; Role:decode_fe80::1"
+            ),
+            (
+                "Decode send ip, rank".into(),
+                1_735_000_000_000_000_000,
+                "chatcmpl-A_b.c|d".into(),
+                Some(("decode", "fe80::1"))
+            )
         );
         assert_eq!(
-            read("2026/11/22 08:04:05 [info] 12#12: *7 <<<Action: Enter state D running; Timestamp:947.873795; RequestID:id with space 4 while connecting to upstream, client: 127.0.0.1, server: , request: \"POST / HTTP/1.1\", host: \"h\""),
-            ("Enter state D running".into(), 947_873_795_000, "id with space 4".into(), None)
+            read(
+                "2026/11/22 08:04:05 [info] 12#12: *7 <<<Action: Enter state D running; Timestamp:947.873795; RequestID:id with space 4 while connecting to upstream, client: 127.0.0.1, server: , request: \"POST / HTTP/1.1\", host: \"h\""
+            ),
+            (
+                "Enter state D running".into(),
+                947_873_795_000,
+                "id with space 4".into(),
+                None
+            )
         );
         assert_eq!(
-            read("2026/11/22 08:04:05 [info] 12#12: <<<Action: Enter state P scheduled; Timestamp:947.873795; RequestID:38a4"),
-            ("Enter state P scheduled".into(), 947_873_795_000, "38a4".into(), None)
+            read(
+                "2026/11/22 08:04:05 [info] 12#12: <<<Action: Enter state P scheduled; Timestamp:947.873795; RequestID:38a4"
+            ),
+            (
+                "Enter state P scheduled".into(),
+                947_873_795_000,
+                "38a4".into(),
+                None
+            )
         );
         assert_eq!(
             read("<<<Action: x; Timestamp:1.5; RequestID:r; Role:prefill"),
@@ -334,12 +401,27 @@ mod tests {
     fn damaged_lines_say_what_is_wrong() {
         for (line, error) in [
             ("<<<Action: x; Timest", LineError::NoTimestamp),
-            ("<<<Action: x; Timestamp:1.2.3; RequestID:r", LineError::BadTimestamp),
-            ("<<<Action: x; Timestamp:; RequestID:r", LineError::BadTimestamp),
-            ("<<<Action: x; Timestamp:1e9; RequestID:r", LineError::BadTimestamp),
+            (
+                "<<<Action: x; Timestamp:1.2.3; RequestID:r",
+                LineError::BadTimestamp,
+            ),
+            (
+                "<<<Action: x; Timestamp:; RequestID:r",
+                LineError::BadTimestamp,
+            ),
+            (
+                "<<<Action: x; Timestamp:1e9; RequestID:r",
+                LineError::BadTimestamp,
+            ),
             ("<<<Action: x; Timestamp:1.2", LineError::NoRequestId),
-            ("<<<Action: x; Timestamp:1.2; RequestID:", LineError::EmptyRequestId),
-            ("<<<Action: x; Timestamp:1.2; RequestID:r; Role:a_b {\"x", LineError::BadSuffix),
+            (
+                "<<<Action: x; Timestamp:1.2; RequestID:",
+                LineError::EmptyRequestId,
+            ),
+            (
+                "<<<Action: x; Timestamp:1.2; RequestID:r; Role:a_b {\"x",
+                LineError::BadSuffix,
+            ),
         ] {
             assert_eq!(parse_line(line.as_bytes()), Err(error), "{line}");
         }

@@ -5,8 +5,8 @@ mod entry;
 mod line;
 mod writer;
 
-pub use entry::{Suffix, SpanSuffix};
-pub use line::{ActionLine, Line, LineError, MARKER, parse_line};
 pub(crate) use entry::{Entry, event_entry, loose_entry, merge, span_entries};
+pub use entry::{SpanSuffix, Suffix};
 pub(crate) use line::LineFormatter;
+pub use line::{ActionLine, Line, LineError, MARKER, parse_line};
 pub(crate) use writer::LegacyLog;

@@ -22,7 +22,12 @@ struct Open {
 
 impl LegacyLog {
     pub(crate) fn new(directory: PathBuf, max_bytes: u64) -> Self {
-        Self { directory, max_bytes, open: None, rotation: 0 }
+        Self {
+            directory,
+            max_bytes,
+            open: None,
+            rotation: 0,
+        }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -31,7 +36,10 @@ impl LegacyLog {
 
     /// Appends lines. On failure none of them is in the file, not even in part.
     pub(crate) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        if self.open.as_ref().is_some_and(|o| o.size > 0 && o.size + lines.len() as u64 > self.max_bytes)
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|o| o.size > 0 && o.size + lines.len() as u64 > self.max_bytes)
         {
             self.open = None;
             self.rotation += 1;
@@ -58,11 +66,26 @@ impl LegacyLog {
     }
 
     fn open_file(&self) -> io::Result<Open> {
-        DirBuilder::new().recursive(true).mode(0o750).create(&self.directory)?;
-        let rotation = if self.rotation > 0 { format!(".{}", self.rotation) } else { String::new() };
-        let name = format!("log_pid_{}_tid_{}{rotation}.log", std::process::id(), thread_id());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(&self.directory)?;
+        let rotation = if self.rotation > 0 {
+            format!(".{}", self.rotation)
+        } else {
+            String::new()
+        };
+        let name = format!(
+            "log_pid_{}_tid_{}{rotation}.log",
+            std::process::id(),
+            thread_id()
+        );
         let path = self.directory.join(name);
-        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)?;
         let size = file.metadata()?.len();
         Ok(Open { file, size })
     }

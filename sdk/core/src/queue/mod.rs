@@ -15,8 +15,8 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use record::{DecodedAction, Record};
 pub(crate) use record::{ActionRecord, Bind, Encode};
+pub(crate) use record::{DecodedAction, Record};
 use ring::Ring;
 
 /// Distinguishes the queues of one process, so that a thread that outlives a
@@ -45,7 +45,9 @@ impl Queue {
     pub(crate) fn new(bytes_per_thread: usize, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
             id: NEXT_QUEUE.fetch_add(1, Ordering::Relaxed),
-            ring_words: (bytes_per_thread / 8).clamp(1 << 10, 1 << 27).next_power_of_two(),
+            ring_words: (bytes_per_thread / 8)
+                .clamp(1 << 10, 1 << 27)
+                .next_power_of_two(),
             rings: Mutex::new(Vec::new()),
             lost_before: AtomicU64::new(0),
             wake,
@@ -125,7 +127,14 @@ mod tests {
         ActionRecord {
             id: Some(ActionId(7)),
             carried: false,
-            action: Action { name: "n", time, request_id, occurrence: 0, context: None, attributes: &[] },
+            action: Action {
+                name: "n",
+                time,
+                request_id,
+                occurrence: 0,
+                context: None,
+                attributes: &[],
+            },
         }
     }
 
@@ -150,12 +159,17 @@ mod tests {
         queue.drain(|record| match record {
             Record::Action(event) => {
                 assert_eq!(event.name, ActionName::Known(ActionId(7)));
-                seen.entry(event.request_id.to_owned()).or_default().push(event.time);
+                seen.entry(event.request_id.to_owned())
+                    .or_default()
+                    .push(event.time);
             }
             other => panic!("{other:?}"),
         });
         assert_eq!(seen.len(), 4);
-        assert!(seen.values().all(|times| times.iter().copied().eq(0..2_000)));
+        assert!(
+            seen.values()
+                .all(|times| times.iter().copied().eq(0..2_000))
+        );
         assert_eq!((queue.lost(), queue.lock().len()), (0, 0));
     }
 
@@ -163,14 +177,22 @@ mod tests {
     fn a_full_ring_counts_what_it_refuses_and_wakes_the_reader_once() {
         let woken = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&woken);
-        let queue = Queue::new(0, Box::new(move || { count.fetch_add(1, Ordering::Relaxed); }));
+        let queue = Queue::new(
+            0,
+            Box::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            }),
+        );
         let mut pushed = 0;
         while queue.push(&action(1, "r")) {
             pushed += 1;
         }
         let mut drained = 0;
         queue.drain(|_| drained += 1);
-        assert_eq!((drained, queue.lost(), woken.load(Ordering::Relaxed)), (pushed, 1, 1));
+        assert_eq!(
+            (drained, queue.lost(), woken.load(Ordering::Relaxed)),
+            (pushed, 1, 1)
+        );
         assert!(queue.push(&action(2, "r")));
     }
 }

@@ -191,7 +191,11 @@ fn write_attributes(writer: &mut Writer<'_>, attributes: Attributes<'_>) {
 
 impl ActionRecord<'_> {
     fn custom_name(&self) -> &str {
-        if self.id.is_some() { "" } else { cut(self.action.name, MAX_TEXT) }
+        if self.id.is_some() {
+            ""
+        } else {
+            cut(self.action.name, MAX_TEXT)
+        }
     }
 }
 
@@ -205,11 +209,20 @@ impl Encode for ActionRecord<'_> {
 
     fn encode(&self, writer: &mut Writer<'_>) {
         let request_id = cut(self.action.request_id, MAX_TEXT);
-        let flags = if self.action.context.is_some() { HAS_CONTEXT } else { 0 }
-            | if self.carried { CARRIED } else { 0 };
+        let flags = if self.action.context.is_some() {
+            HAS_CONTEXT
+        } else {
+            0
+        } | if self.carried { CARRIED } else { 0 };
         let action = self.id.map_or(CUSTOM_ACTION, |id| u64::from(id.0));
         let (count, _) = fitting(self.action.attributes);
-        writer.word(header(self.words(), KIND_ACTION, flags, self.action.occurrence, action));
+        writer.word(header(
+            self.words(),
+            KIND_ACTION,
+            flags,
+            self.action.occurrence,
+            action,
+        ));
         writer.word(self.action.time);
         writer.word(texts(request_id, self.custom_name(), count));
         if let Some(context) = &self.action.context {
@@ -229,8 +242,15 @@ impl Encode for Bind<'_> {
     }
 
     fn encode(&self, writer: &mut Writer<'_>) {
-        let (id, canonical) = (cut(self.request_id, MAX_TEXT), cut(self.canonical, MAX_TEXT));
-        let flags = if self.context.is_some() { HAS_CONTEXT } else { 0 };
+        let (id, canonical) = (
+            cut(self.request_id, MAX_TEXT),
+            cut(self.canonical, MAX_TEXT),
+        );
+        let flags = if self.context.is_some() {
+            HAS_CONTEXT
+        } else {
+            0
+        };
         writer.word(header(self.words(), KIND_BIND, flags, 0, 0));
         writer.word(texts(id, canonical, 0));
         if let Some(context) = &self.context {
@@ -333,7 +353,11 @@ impl<'a> Reader<'a> {
 
 /// Splits what [`texts`] joined.
 fn lengths(word: u64) -> (usize, usize, usize) {
-    ((word & 0xffff_ffff) as usize, (word >> 32 & 0xffff) as usize, (word >> 48) as usize)
+    (
+        (word & 0xffff_ffff) as usize,
+        (word >> 32 & 0xffff) as usize,
+        (word >> 48) as usize,
+    )
 }
 
 /// None only for bytes that no [`Encode`] wrote.
@@ -345,7 +369,11 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         KIND_ACTION => {
             let time = reader.word()?;
             let (id_len, name_len, count) = lengths(reader.word()?);
-            let context = if flags & HAS_CONTEXT != 0 { Some(reader.context()?) } else { None };
+            let context = if flags & HAS_CONTEXT != 0 {
+                Some(reader.context()?)
+            } else {
+                None
+            };
             let request_id = reader.text(id_len)?;
             let name = reader.text(name_len)?;
             Some(Record::Action(DecodedAction {
@@ -363,9 +391,17 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         }
         KIND_BIND => {
             let (id_len, canonical_len, _) = lengths(reader.word()?);
-            let context = if flags & HAS_CONTEXT != 0 { Some(reader.context()?) } else { None };
+            let context = if flags & HAS_CONTEXT != 0 {
+                Some(reader.context()?)
+            } else {
+                None
+            };
             let request_id = reader.text(id_len)?;
-            Some(Record::Bind { request_id, canonical: reader.text(canonical_len)?, context })
+            Some(Record::Bind {
+                request_id,
+                canonical: reader.text(canonical_len)?,
+                context,
+            })
         }
         KIND_SPAN => {
             let (start, end) = (reader.word()?, reader.word()?);

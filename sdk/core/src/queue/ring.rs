@@ -47,7 +47,10 @@ impl Ring {
                 return false;
             }
         }
-        let mut writer = Writer { ring: self, at: head };
+        let mut writer = Writer {
+            ring: self,
+            at: head,
+        };
         record.encode(&mut writer);
         debug_assert_eq!(writer.at.wrapping_sub(head), needed);
         self.head.0.store(writer.at, Ordering::Release);

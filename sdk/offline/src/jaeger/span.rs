@@ -43,15 +43,23 @@ fn process(vocabulary: &Vocabulary, source: &Source) -> Process {
     if !source.node.is_empty() {
         tags.push(KeyValue::string("host.ip", &*source.node));
     }
-    Process { service_name: service_name(vocabulary, &source.role), tags }
+    Process {
+        service_name: service_name(vocabulary, &source.role),
+        tags,
+    }
 }
 
 fn span(span: &Span) -> model::Span {
     let trace_id = span.trace_id.to_string();
     // Both ends are rounded down, so a child that ends with its parent still does.
     let (start, end) = (span.start / 1000, span.end / 1000);
-    let parent = span.parent_span_id.map(|id| (RefType::ChildOf, span.trace_id, id));
-    let links = span.links.iter().map(|l| (RefType::FollowsFrom, l.trace_id, l.span_id));
+    let parent = span
+        .parent_span_id
+        .map(|id| (RefType::ChildOf, span.trace_id, id));
+    let links = span
+        .links
+        .iter()
+        .map(|l| (RefType::FollowsFrom, l.trace_id, l.span_id));
     let mut tags: Vec<KeyValue> = span.attributes.iter().map(tag).collect();
     tags.push(KeyValue::string("span.kind", span.kind.name()));
     match &span.status {
@@ -86,7 +94,10 @@ fn span(span: &Span) -> model::Span {
             .map(|event| {
                 let name = KeyValue::string("event", &*event.name);
                 let fields = std::iter::once(name).chain(event.attributes.iter().map(tag));
-                Log { timestamp: event.time / 1000, fields: fields.collect() }
+                Log {
+                    timestamp: event.time / 1000,
+                    fields: fields.collect(),
+                }
             })
             .collect(),
         trace_id,
