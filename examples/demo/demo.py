@@ -129,7 +129,7 @@ def picture(url: str, output: Path) -> bool:
 def show_books(stack: Stack) -> None:
     """Prints the books of the node processes; they must balance."""
     for books in stack.node_books():
-        stats = books["stats"] if "stats" in books else books
+        stats = books.get("stats", books)
         dropped = sum(stats["dropped"].values())
         accounted = stats["exported"] + stats["in_flight"] + stats["logged"] + dropped
         say(

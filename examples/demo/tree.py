@@ -59,7 +59,7 @@ def with_times(trace: Trace) -> str:
     names = ["  " * depth + span["operationName"] for depth, span in rows]
     width = max(map(len, names))
     lines = [f"trace {trace['traceID']}", f"{'':{width}}  service       start ms  length ms"]
-    for name, (_, span) in zip(names, rows):
+    for name, (_, span) in zip(names, rows, strict=False):
         start, length = span["startTime"] - begin, span["duration"]
         left, right = start * 40 // whole, (start + length) * 40 // whole
         bar = " " * left + "█" * max(right - left, 1)

@@ -50,6 +50,15 @@ pub(crate) fn held(object: &Bound<'_, PyAny>) -> Held<'static> {
     if let Ok(n) = object.cast::<PyFloat>() {
         return Held::F64(n.value());
     }
+    if !object.is_instance_of::<PyString>() && !object.is_instance_of::<PyInt>() {
+        // Such as numpy's numbers.
+        if let Ok(n) = object.extract::<i64>() {
+            return Held::I64(n);
+        }
+        if let Ok(n) = object.extract::<f64>() {
+            return Held::F64(n);
+        }
+    }
     Held::Str(Cow::Owned(text(object).into_owned()))
 }
 
@@ -61,7 +70,9 @@ pub(crate) fn entries<'py>(mapping: Option<&Bound<'py, PyAny>>) -> Vec<(String, 
         (!value.is_none()).then(|| (text(key).into_owned(), held(value)))
     };
     if let Ok(dict) = mapping.cast::<PyDict>() {
-        return dict.iter().filter_map(|(k, v)| entry(&k, &v)).collect();
+        // All of it first: making text of a value may run code that changes it.
+        let pairs: Vec<_> = dict.iter().collect();
+        return pairs.iter().filter_map(|(k, v)| entry(k, v)).collect();
     }
     let Some(items) = mapping.cast::<PyMapping>().ok().and_then(|m| m.items().ok()) else {
         return Vec::new();

@@ -53,19 +53,21 @@ pub(crate) fn extract(
 ) -> Option<SpanContext> {
     let found = read(carrier);
     let request_id = request_id.filter(|id| !id.is_none()).map(text);
-    with_recorder(|recorder| {
-        recorder.extract(|key| found.get(key).map(String::as_str), request_id.as_deref())
-    })
-    .flatten()
-    .map(SpanContext)
+    let get = |key: &str| found.get(key).map(String::as_str);
+    with_recorder(|recorder| recorder.extract(get, request_id.as_deref()))
+        // Where nothing is recorded the caller's context still passes through.
+        .unwrap_or_else(|| get("traceparent").and_then(|v| omnitrace::SpanContext::parse(v.as_bytes())))
+        .map(SpanContext)
 }
 
 /// Our keys in the carrier; a plain dict may spell them in any case.
 fn read(carrier: &Bound<'_, PyAny>) -> HashMap<&'static str, String> {
     let mut found = HashMap::new();
     if let Ok(dict) = carrier.cast::<PyDict>() {
-        for (key, value) in dict.iter() {
-            let key = text(&key);
+        // All of it first: making text of a key may run code that changes it.
+        let pairs: Vec<_> = dict.iter().collect();
+        for (key, value) in &pairs {
+            let key = text(key);
             let known = KEYS.into_iter().find(|k| key.eq_ignore_ascii_case(k));
             if let (Some(known), Ok(value)) = (known, value.cast::<PyString>()) {
                 found.insert(known, value.to_string_lossy().into_owned());

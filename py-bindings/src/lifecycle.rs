@@ -50,19 +50,28 @@ pub(crate) fn init(py: Python<'_>, overrides: Option<&Bound<'_, PyDict>>) -> PyR
         }
         given.insert(variable, override_text(&key, &value)?);
     }
-    let (config, warnings) =
-        Config::from_vars(|name| given.get(name).cloned().or_else(|| std::env::var(name).ok()));
-    // A wrong argument is a mistake in the calling code; a wrong variable is not.
-    let ours = |w: &&String| given.keys().any(|variable| w.contains(variable));
-    let endpoint = |w: &&String| {
-        w.starts_with("OTLP endpoint") && given.keys().any(|v| v.ends_with("ENDPOINT"))
-    };
-    if let Some(warning) = warnings.iter().find(|w| ours(w) || endpoint(w)) {
-        let mut message = warning.clone();
-        for (name, variable) in OVERRIDES {
-            message = message.replace(variable, name);
+    let (config, warnings) = Config::from_vars(|name| {
+        // A variable for traces alone does not outweigh the argument for all signals.
+        let general = name.replacen("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_", 1);
+        match given.get(name) {
+            Some(value) => Some(value.clone()),
+            None if given.contains_key(general.as_str()) => None,
+            None => std::env::var(name).ok(),
         }
-        return Err(PyValueError::new_err(message));
+    });
+    // A wrong argument is a mistake in the calling code; a wrong variable is not.
+    for (name, variable) in OVERRIDES.iter().filter(|(_, variable)| given.contains_key(variable)) {
+        let ours = |warning: &str| {
+            let rest = warning.strip_prefix(variable);
+            rest.is_some_and(|rest| rest.starts_with(['=', ':', ' ']))
+                || variable.ends_with("ENDPOINT") && warning.starts_with("OTLP endpoint")
+        };
+        if let Some(warning) = warnings.iter().find(|w| ours(w)) {
+            // What is used instead does not matter: nothing is.
+            let mistake = warning.rsplit_once(": ").map_or(warning.as_str(), |(m, _)| m);
+            let mistake = mistake.replacen(variable, name, 1).replacen("OTLP endpoint", name, 1);
+            return Err(PyValueError::new_err(format!("init(): {mistake}")));
+        }
     }
     process::configure(py, config);
     warnings.iter().for_each(|w| tracing::warn!("{w}"));
@@ -90,9 +99,9 @@ fn override_text(key: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(text(value).into_owned())
 }
 
-/// Protects what separates pairs in the variable's text.
+/// Protects what separates pairs in the variable's text, and blanks at the ends.
 fn percent_encode(text: &str) -> String {
-    text.replace('%', "%25").replace(',', "%2C")
+    text.replace('%', "%25").replace(',', "%2C").replace(' ', "%20")
 }
 
 /// Waits until everything recorded so far is exported or in the legacy log.
@@ -109,8 +118,9 @@ pub(crate) fn shutdown(py: Python<'_>, timeout: f64) {
     process::end(py, seconds(timeout));
 }
 
+/// A year is as good as for ever; what is no number of seconds is no time at all.
 fn seconds(timeout: f64) -> Duration {
-    Duration::try_from_secs_f64(timeout).unwrap_or(Duration::ZERO)
+    Duration::try_from_secs_f64(timeout.min(365.0 * 86_400.0)).unwrap_or(Duration::ZERO)
 }
 
 /// The books of this process.

@@ -1,7 +1,7 @@
 //! The one pipeline of this process: started when first needed, and again in a
 //! forked child.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,8 +12,15 @@ use pyo3::prelude::*;
 /// What callers record with; none before the first use, after a fork and after
 /// shutdown.
 static RECORDER: ArcSwapOption<Recorder> = ArcSwapOption::const_empty();
-/// Nothing is to be recorded: switched off, or shut down.
-static SILENT: AtomicBool = AtomicBool::new(false);
+/// Whether there is anything to record: one of the three below.
+static MODE: AtomicU8 = AtomicU8::new(ON);
+const ON: u8 = 0;
+/// Switched off by its settings.
+const OFF: u8 = 1;
+/// Shut down.
+const ENDED: u8 = 2;
+/// Forks between the first process of this program and this one.
+static FORKS: AtomicU64 = AtomicU64::new(0);
 /// Spans that came after shutdown.
 static LATE: AtomicU64 = AtomicU64::new(0);
 static STATE: Mutex<State> = Mutex::new(State::NEW);
@@ -41,10 +48,20 @@ pub(crate) fn with_recorder<T>(f: impl FnOnce(&Recorder) -> T) -> Option<T> {
     if let Some(recorder) = &*RECORDER.load() {
         return Some(f(recorder));
     }
-    if SILENT.load(Ordering::Relaxed) {
+    if MODE.load(Ordering::Relaxed) != ON {
         return None;
     }
     start().map(|recorder| f(&recorder))
+}
+
+/// Whether recording is switched off in this process.
+pub(crate) fn is_off() -> bool {
+    MODE.load(Ordering::Relaxed) == OFF
+}
+
+/// Tells a forked process from the one it came from.
+pub(crate) fn forks() -> u64 {
+    FORKS.load(Ordering::Relaxed)
 }
 
 /// Counts a span that came after shutdown.
@@ -53,7 +70,16 @@ pub(crate) fn count_late_span() {
 }
 
 fn start() -> Option<Arc<Recorder>> {
-    let mut state = state();
+    let mut messages = Vec::new();
+    let recorder = start_quietly(&mut state(), &mut messages);
+    // Python's logging may run any code, so only now that the lock is free.
+    for message in messages {
+        tracing::warn!("{message}");
+    }
+    recorder
+}
+
+fn start_quietly(state: &mut State, messages: &mut Vec<String>) -> Option<Arc<Recorder>> {
     if let Some(pipeline) = &state.pipeline {
         return Some(Arc::clone(pipeline.recorder()));
     }
@@ -63,11 +89,11 @@ fn start() -> Option<Arc<Recorder>> {
     }
     let config = state.config.get_or_insert_with(|| {
         let (config, warnings) = Config::from_env();
-        warnings.iter().for_each(|w| tracing::warn!("{w}"));
+        messages.extend(warnings);
         config
     });
     if config.disabled {
-        SILENT.store(true, Ordering::Relaxed);
+        MODE.store(OFF, Ordering::Relaxed);
         return None;
     }
     match Pipeline::start(config.clone()) {
@@ -78,8 +104,8 @@ fn start() -> Option<Arc<Recorder>> {
             Some(recorder)
         }
         Err(error) => {
-            tracing::error!("{error}; nothing is traced in this process");
-            SILENT.store(true, Ordering::Relaxed);
+            messages.push(format!("{error}; nothing is traced in this process"));
+            MODE.store(OFF, Ordering::Relaxed);
             None
         }
     }
@@ -92,14 +118,16 @@ pub(crate) fn configure(py: Python<'_>, config: Config) {
     state.config = Some(config);
     state.last = None;
     LATE.store(0, Ordering::Relaxed);
-    SILENT.store(false, Ordering::Relaxed);
+    MODE.store(ON, Ordering::Relaxed);
     drop(state);
     start();
 }
 
 /// Delivers what there is and stops recording.
 pub(crate) fn end(py: Python<'_>, timeout: Duration) {
-    SILENT.store(true, Ordering::Relaxed);
+    if !is_off() {
+        MODE.store(ENDED, Ordering::Relaxed);
+    }
     RECORDER.store(None);
     let pipeline = state().pipeline.take();
     if let Some(pipeline) = pipeline {
@@ -131,6 +159,7 @@ pub(crate) fn stats() -> Stats {
 /// Forgets what belongs to the parent: its thread is not here, its sockets and
 /// buffered spans are its own. The child starts anew when it first records.
 pub(crate) fn forget_parent() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
     let mut state = state();
     if let Some(pipeline) = state.pipeline.take() {
         // Dropping it would tell a thread that does not exist here to end.

@@ -1,19 +1,23 @@
 //! `omnitrace.span`: a span around a block or a function.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use omnitrace::event::{FreeSpan, Parent};
 use omnitrace::id::{SpanId, TraceId};
 use omnitrace::span::SpanKind;
 use omnitrace::{Attribute, Value, ValueRef, clock};
-use pyo3::exceptions::PyStopIteration;
+use pyo3::exceptions::{PyGeneratorExit, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::attributes::{entries, held, text};
 use crate::carrier::SpanContext;
-use crate::process::{count_late_span, with_recorder};
+use crate::process::{count_late_span, forks, is_off, with_recorder};
+
+/// Attribute that names the exception which ended a span.
+const ERROR_TYPE: &str = "error.type";
 
 /// `contextvars.ContextVar` with the current span's context.
 static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -29,27 +33,71 @@ pub(crate) fn create_context_variable(py: Python<'_>) -> PyResult<()> {
 
 /// The context of the innermost open span.
 pub(crate) fn current(py: Python<'_>) -> Option<SpanContext> {
-    let value = CURRENT.get(py)?.bind(py).call_method0("get").ok()?;
-    value.cast::<SpanContext>().ok().map(|c| *c.get())
+    let value = variable_value(py)?;
+    value.bind(py).cast::<SpanContext>().ok().map(|c| *c.get())
+}
+
+fn variable_value(py: Python<'_>) -> Option<Py<PyAny>> {
+    CURRENT.get(py)?.call_method0(py, "get").ok()
 }
 
 /// A span around a block (`with`, `async with`) or each call of a function.
-#[pyclass(module = "omnitrace")]
+#[pyclass(frozen, module = "omnitrace")]
 #[allow(non_camel_case_types)]
 pub(crate) struct span {
     name: String,
     request_id: Option<String>,
     parent: Option<SpanContext>,
-    attributes: Vec<Attribute>,
     arguments: Py<PyTuple>,
-    open: Option<Open>,
+    /// Never locked while Python code may run.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What every block of this object starts with.
+    attributes: Vec<Attribute>,
+    /// The same object may be entered again, on other threads too.
+    open: Vec<Open>,
 }
 
 struct Open {
     start: u64,
     context: omnitrace::SpanContext,
     above: Option<omnitrace::SpanContext>,
-    token: Py<PyAny>,
+    /// Set while the block was open.
+    attributes: Vec<Attribute>,
+    place: Place,
+    /// The process that records it, as [`forks`] tells it; none does where
+    /// recording is off.
+    owner: Option<u64>,
+}
+
+/// Where the context variable stands.
+enum Place {
+    /// It is ours; the token puts back what was there.
+    Here(Py<PyAny>),
+    /// A suspended generator has taken it away, this value.
+    Away(Py<PyAny>),
+}
+
+impl span {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out the block that the caller is in.
+    fn close(&self, py: Python<'_>) -> Option<Open> {
+        if self.state().open.len() < 2 {
+            return self.state().open.pop();
+        }
+        let here = current(py).map(|c| c.0);
+        let mut state = self.state();
+        let at = state.open.iter().rposition(|open| Some(open.context) == here);
+        match at {
+            Some(at) => Some(state.open.remove(at)),
+            None => state.open.pop(),
+        }
+    }
 }
 
 #[pymethods]
@@ -65,78 +113,111 @@ impl span {
     ) -> PyResult<Self> {
         let arguments =
             (name.clone(), request_id.cloned(), attributes.cloned(), parent).into_pyobject(py)?;
+        let attributes = entries(attributes)
+            .into_iter()
+            .map(|(key, value)| Attribute::new(key, value.as_ref().to_value()))
+            .collect();
         Ok(Self {
             name: text(name).into_owned(),
             request_id: request_id.filter(|id| !id.is_none()).map(|id| text(id).into_owned()),
             parent,
-            attributes: entries(attributes)
-                .into_iter()
-                .map(|(key, value)| Attribute::new(key, value.as_ref().to_value()))
-                .collect(),
             arguments: arguments.unbind(),
-            open: None,
+            state: Mutex::new(State { attributes, open: Vec::new() }),
         })
     }
 
     /// Its own context, while it is open.
     #[getter]
     fn context(&self) -> Option<SpanContext> {
-        self.open.as_ref().map(|open| SpanContext(open.context))
+        self.state().open.last().map(|open| SpanContext(open.context))
     }
 
-    fn set_attribute(&mut self, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
-        let value = held(value).as_ref().to_value();
-        omnitrace::value::set_attribute(&mut self.attributes, &text(key), value);
+    fn set_attribute(&self, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
+        if value.is_none() {
+            return;
+        }
+        let (key, value) = (text(key), held(value).as_ref().to_value());
+        let mut state = self.state();
+        let state = &mut *state;
+        let attributes = match state.open.last_mut() {
+            Some(open) => &mut open.attributes,
+            None => &mut state.attributes,
+        };
+        omnitrace::value::set_attribute(attributes, &key, value);
     }
 
-    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let py = slf.py();
-        let mut this = slf.borrow_mut();
+        let this = slf.get();
         let above = this.parent.or_else(|| current(py)).map(|c| c.0);
-        let (trace_id, flags) = match (&above, &this.request_id) {
-            (Some(context), _) => (context.trace_id, context.flags),
-            (None, Some(id)) => with_recorder(|r| r.trace_of(id))
-                .unwrap_or_else(|| (random_trace_id(), omnitrace::SpanContext::SAMPLED)),
-            (None, None) => (random_trace_id(), omnitrace::SpanContext::SAMPLED),
+        let owner = (!is_off()).then(forks);
+        let context = if owner.is_none() {
+            // Nothing of ours is recorded, so nothing of ours goes to others.
+            above
+        } else {
+            let (trace_id, flags) = match (&above, &this.request_id) {
+                (Some(context), _) => (context.trace_id, context.flags),
+                (None, Some(id)) => with_recorder(|r| r.trace_of(id))
+                    .unwrap_or_else(|| (random_trace_id(), omnitrace::SpanContext::SAMPLED)),
+                (None, None) => (random_trace_id(), omnitrace::SpanContext::SAMPLED),
+            };
+            Some(omnitrace::SpanContext { trace_id, span_id: random_span_id(), flags })
         };
-        let context = omnitrace::SpanContext { trace_id, span_id: random_span_id(), flags };
-        let token = match CURRENT.get(py) {
-            Some(variable) => variable.call_method1(py, "set", (SpanContext(context),))?,
-            None => py.None(),
-        };
-        this.open = Some(Open { start: clock::now(), context, above, token });
-        drop(this);
+        if let Some(context) = context
+            && let Some(variable) = CURRENT.get(py)
+        {
+            let token = variable.call_method1(py, "set", (SpanContext(context),))?;
+            this.state().open.push(Open {
+                start: clock::now(),
+                context,
+                above,
+                attributes: Vec::new(),
+                place: Place::Here(token),
+                owner,
+            });
+        }
         Ok(slf)
     }
 
     fn __exit__(
-        &mut self,
+        &self,
         py: Python<'_>,
         kind: &Bound<'_, PyAny>,
         error: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
     ) -> bool {
-        let Some(open) = self.open.take() else { return false };
         let end = clock::now();
-        if let Some(variable) = CURRENT.get(py) {
+        let Some(open) = self.close(py) else { return false };
+        if let (Some(variable), Place::Here(token)) = (CURRENT.get(py), open.place) {
             // Closed in another context than it was opened in: then there is
             // nothing to put back.
-            let _ = variable.call_method1(py, "reset", (open.token,));
+            let _ = variable.call_method1(py, "reset", (token,));
         }
-        let mut message = None;
-        if !kind.is_none() {
+        // The parent of a forked process closes the span that both have open.
+        if is_off() || open.owner != Some(forks()) {
+            return false;
+        }
+        // A generator that nobody wants to read to its end has not failed.
+        let failed = !kind.is_none() && !error.is_instance_of::<PyGeneratorExit>();
+        let failure = failed.then(|| {
             let name = kind.getattr("__qualname__").map_or("error".into(), |n| text(&n).into_owned());
-            self.attributes.push(Attribute::new("error.type", name.as_str()));
-            message = Some(text(error).into_owned());
-        }
-        let attributes: Vec<(&str, ValueRef<'_>)> =
-            self.attributes.iter().map(|a| (&*a.key, Value::as_ref(&a.value))).collect();
+            (name, text(error).into_owned())
+        });
         let parent = match (open.above, &self.request_id) {
             (Some(context), _) => Parent::Span(context),
             (None, Some(id)) => Parent::Request(id),
             (None, None) => Parent::Root(open.context.trace_id),
         };
         let recorded = with_recorder(|recorder| {
+            let state = self.state();
+            let later = |key: &str| {
+                open.attributes.iter().any(|a| &*a.key == key) || failed && key == ERROR_TYPE
+            };
+            let first = state.attributes.iter().filter(|a| !later(&a.key));
+            let second = open.attributes.iter().filter(|a| !failed || &*a.key != ERROR_TYPE);
+            let mut attributes: Vec<(&str, ValueRef<'_>)> =
+                first.chain(second).map(|a| (&*a.key, Value::as_ref(&a.value))).collect();
+            attributes.extend(failure.iter().map(|(name, _)| (ERROR_TYPE, ValueRef::Str(name))));
             recorder.span(&FreeSpan {
                 name: &self.name,
                 start: open.start,
@@ -144,7 +225,7 @@ impl span {
                 span_id: open.context.span_id,
                 parent,
                 kind: SpanKind::Internal,
-                error: message.as_deref(),
+                error: failure.as_ref().map(|(_, message)| message.as_str()),
                 attributes: &attributes,
             })
         });
@@ -154,12 +235,39 @@ impl span {
         false
     }
 
+    /// Before a generator hands an item out: its reader is not inside the span.
+    fn _leave(&self, py: Python<'_>) {
+        let (Some(variable), Some(inside)) = (CURRENT.get(py), variable_value(py)) else { return };
+        let place = match self.state().open.last_mut() {
+            Some(open) => std::mem::replace(&mut open.place, Place::Away(inside)),
+            None => return,
+        };
+        if let Place::Here(token) = place {
+            // As in `__exit__`.
+            let _ = variable.call_method1(py, "reset", (token,));
+        }
+    }
+
+    /// Before the generator goes on: what it does is inside the span again.
+    fn _return(&self, py: Python<'_>) {
+        let Some(variable) = CURRENT.get(py) else { return };
+        let inside = match self.state().open.last() {
+            Some(Open { place: Place::Away(inside), .. }) => inside.clone_ref(py),
+            _ => return,
+        };
+        if let Ok(token) = variable.call_method1(py, "set", (inside,))
+            && let Some(open) = self.state().open.last_mut()
+        {
+            open.place = Place::Here(token);
+        }
+    }
+
     fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Ready> {
         Ok(Ready { value: Some(Self::__enter__(slf)?.into_any().unbind()) })
     }
 
     fn __aexit__(
-        &mut self,
+        &self,
         py: Python<'_>,
         kind: &Bound<'_, PyAny>,
         error: &Bound<'_, PyAny>,

@@ -9,13 +9,15 @@ from typing import Any, Callable, Optional
 
 from ._omnitrace import SpanContext, span
 
-_Arguments = tuple[
-    str, Optional[str], Optional[Mapping[str, object]], Optional[SpanContext]
-]
+_Arguments = tuple[str, Optional[str], Optional[Mapping[str, object]], Optional[SpanContext]]
 
 
 def decorate(function: Callable[..., Any], arguments: _Arguments) -> Callable[..., Any]:
-    """Gives each call of `function` a span made with `arguments`."""
+    """Gives each call of `function` a span made with `arguments`.
+
+    Of a generator the span lasts from its first step to its end, and is the
+    current one only while the generator itself runs.
+    """
     name, request_id, attributes, parent = arguments
 
     def make() -> span:
@@ -26,9 +28,24 @@ def decorate(function: Callable[..., Any], arguments: _Arguments) -> Callable[..
 
         @functools.wraps(function)
         async def stream(*args: Any, **kwargs: Any) -> Any:
-            with make():
-                async for item in function(*args, **kwargs):
-                    yield item
+            with make() as around:
+                steps = function(*args, **kwargs)
+                step, value = steps.asend, None
+                while True:
+                    try:
+                        item = await step(value)
+                    except StopAsyncIteration:
+                        return
+                    around._leave()
+                    try:
+                        step, value = steps.asend, (yield item)
+                    except GeneratorExit:
+                        around._return()
+                        await steps.aclose()
+                        raise
+                    except BaseException as error:
+                        step, value = steps.athrow, error
+                    around._return()
 
         wrapper = stream
     elif inspect.iscoroutinefunction(function):
@@ -43,8 +60,24 @@ def decorate(function: Callable[..., Any], arguments: _Arguments) -> Callable[..
 
         @functools.wraps(function)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            with make():
-                return (yield from function(*args, **kwargs))
+            with make() as around:
+                steps = function(*args, **kwargs)
+                step, value = steps.send, None
+                while True:
+                    try:
+                        item = step(value)
+                    except StopIteration as end:
+                        return end.value
+                    around._leave()
+                    try:
+                        step, value = steps.send, (yield item)
+                    except GeneratorExit:
+                        around._return()
+                        steps.close()
+                        raise
+                    except BaseException as error:
+                        step, value = steps.throw, error
+                    around._return()
 
         wrapper = generate
     else:

@@ -1,6 +1,6 @@
 from collections.abc import Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, Callable, Optional, Protocol, TypedDict, TypeVar, Union, final
+from typing import Any, Callable, Protocol, TypedDict, TypeVar, Union, final
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Value = Union[str, int, float, bool, None]
@@ -10,7 +10,7 @@ __version__: str
 class _Carrier(Protocol):
     """Anything with a dict's `get`, such as Starlette's `Headers`."""
 
-    def get(self, key: str, /) -> Optional[str]: ...
+    def get(self, key: str, /) -> str | None: ...
 
 class Stats(TypedDict):
     """The books of this process.
@@ -40,7 +40,7 @@ class Stats(TypedDict):
     """Phases not made because they would end before they start."""
     open_requests: int
     """Requests that may still get actions."""
-    last_error: Optional[str]
+    last_error: str | None
     """Why the last export failed, until one succeeds."""
 
 @final
@@ -79,48 +79,50 @@ class span:
     def __init__(
         self,
         name: str,
-        request_id: Optional[str] = None,
-        attributes: Optional[Mapping[str, object]] = None,
+        request_id: str | None = None,
+        attributes: Mapping[str, object] | None = None,
         *,
-        parent: Optional[SpanContext] = None,
+        parent: SpanContext | None = None,
     ) -> None: ...
     @property
-    def context(self) -> Optional[SpanContext]:
+    def context(self) -> SpanContext | None:
         """Its own context, while it is open."""
     def set_attribute(self, key: str, value: object) -> None:
         """Sets one attribute; the last value of a key counts."""
     def __enter__(self) -> span: ...
     def __exit__(
         self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> bool: ...
     async def __aenter__(self) -> span: ...
     async def __aexit__(
         self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None: ...
     def __call__(self, function: _F) -> _F: ...
+    def _leave(self) -> None: ...
+    def _return(self) -> None: ...
 
 def init(
     *,
-    service_name: Optional[str] = None,
-    role: Optional[str] = None,
-    endpoint: Optional[str] = None,
-    traces_endpoint: Optional[str] = None,
-    protocol: Optional[str] = None,
-    headers: Optional[Mapping[str, str]] = None,
-    compression: Optional[str] = None,
-    exporter: Optional[str] = None,
-    resource_attributes: Optional[Mapping[str, str]] = None,
-    legacy_log: Optional[str] = None,
-    legacy_log_directory: Optional[str] = None,
-    schedule_delay: Optional[float] = None,
-    export_timeout: Optional[float] = None,
-    disabled: Optional[bool] = None,
+    service_name: str | None = None,
+    role: str | None = None,
+    endpoint: str | None = None,
+    traces_endpoint: str | None = None,
+    protocol: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    compression: str | None = None,
+    exporter: str | None = None,
+    resource_attributes: Mapping[str, str] | None = None,
+    legacy_log: str | None = None,
+    legacy_log_directory: str | None = None,
+    schedule_delay: float | None = None,
+    export_timeout: float | None = None,
+    disabled: bool | None = None,
 ) -> None:
     """Sets this process up and starts its exporter thread.
 
@@ -132,9 +134,7 @@ def init(
     Raises TypeError for an unknown argument, ValueError for a wrong value.
     """
 
-def action(
-    name: str, request_id: str, attributes: Optional[Mapping[str, object]] = None
-) -> None:
+def action(name: str, request_id: str, attributes: Mapping[str, object] | None = None) -> None:
     """Records that ``name`` happened to a request, now.
 
     name: an action of the vocabulary; any other becomes an event on the
@@ -145,8 +145,8 @@ def action(
     """
 
 def extract(
-    carrier: Union[Mapping[str, str], _Carrier], request_id: Optional[str] = None
-) -> Optional[SpanContext]:
+    carrier: Mapping[str, str] | _Carrier, request_id: str | None = None
+) -> SpanContext | None:
     """Reads the trace context that came with a call; None if it has no valid one.
 
     With ``request_id`` the context, and what `inject` wrote for that request in
@@ -154,9 +154,7 @@ def extract(
     join that trace. To be called before the request's first action.
     """
 
-def inject(
-    carrier: MutableMapping[str, str], request_id: Optional[str] = None
-) -> None:
+def inject(carrier: MutableMapping[str, str], request_id: str | None = None) -> None:
     """Writes a trace context for the receiver of a call.
 
     Without ``request_id``: ``traceparent`` of the innermost open span, for any
