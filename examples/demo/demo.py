@@ -6,8 +6,8 @@ Leaves in target/demo: live.json, logs/, trace.json, tree.txt, jaeger.png.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -159,8 +159,9 @@ def run(stack: Stack, keep: bool) -> None:
     (folder / "tree.txt").write_text(text + "\n")
     say(f"\n{text}\n")
     page = f"{stack.ui_url}/trace/{shown['traceID']}"
+    say(f"the same in the Jaeger UI: {page}")
     if picture(page, folder / "jaeger.png"):
-        say(f"the same in the Jaeger UI: {folder / 'jaeger.png'}")
+        say(f"a picture of it: {folder / 'jaeger.png'}")
 
     say(f"\nstopping the receiver and sending {OUTAGE_REQUESTS} more requests")
     stack.stop("receiver")
@@ -177,18 +178,20 @@ def run(stack: Stack, keep: bool) -> None:
     say("\nstarting the receiver again and replaying the logs into it")
     stack.start_receiver()
     say(f"  {stack.replay().strip()}")
-    again = requests_of(wait_for_traces(stack, outage_ids))
+    replayed = wait_for_traces(stack, outage_ids)
+    again = requests_of(replayed)
     twice = [each for each in outage_ids if again[each] != 1]
     if twice:
         raise DemoError(f"requests that are not there exactly once: {twice}")
     say(f"  all {OUTAGE_REQUESTS} requests are in the Jaeger UI, each once")
 
-    say(f"\nthe Jaeger UI: {page if keep else stack.ui_url}")
     if keep:
-        # The first traces were the old receiver's; bring them back to look at.
+        # The new receiver does not know what the stopped one had in memory.
+        say(f"\nthe Jaeger UI: {stack.ui_url}/trace/{replayed[-1]['traceID']}")
         say(f"the proxy: http://127.0.0.1:{stack.proxy}/v1/chat/completions")
         say("running until Ctrl-C")
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
     stack.stop_service()
     say("\nthe books of each process:")
     show_books(stack)
@@ -203,10 +206,8 @@ def main() -> int:
     folder = TARGET / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if keep:
-        # Children would get the terminal's Ctrl-C too, before us.
-        os.setpgrp() if not os.isatty(0) else None
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    # Whoever ends us ends what we have started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Stack(folder) as stack:
         try:
             run(stack, keep)

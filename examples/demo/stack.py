@@ -256,6 +256,8 @@ http {{
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # Ctrl-C is for us; the parts are ended in their order.
+                start_new_session=True,
                 env={**clean, **(environment or {})},
             )
         self.parts[name] = Part(name, process, log)

@@ -1,9 +1,8 @@
 from collections.abc import Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, Callable, Protocol, TypedDict, TypeVar, Union, final
+from typing import Any, Callable, Protocol, TypedDict, TypeVar, final
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_Value = Union[str, int, float, bool, None]
 
 __version__: str
 
