@@ -1,0 +1,286 @@
+//! What the module knows of a request, from its first handler to the log phase.
+//!
+//! There is one [`RequestContext`] per client request. Subrequests share it: they
+//! are part of the same trace, and their upstream tries are children of its root.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::ptr;
+
+use nginx_sys::{ngx_http_request_t, ngx_pool_cleanup_add};
+use ngx::http::HttpModule;
+use omnitrace::SpanContext;
+use omnitrace::id::{SpanId, TraceId, canonical_request_id};
+
+use crate::HttpOmnitraceModule;
+use crate::actions::{self, Try};
+use crate::clock;
+use crate::conf::location::{LocationConfig, Trace};
+use crate::guard::guard;
+use crate::headers::{self, TRACEPARENT, X_REQUEST_ID};
+use crate::recorder::Recorder;
+use crate::request::{OutOfMemory, Request, borrow};
+use crate::request_id;
+use crate::tokens::Tokens;
+use crate::upstream::peer::TracedPeer;
+use crate::upstream::states::Covered;
+
+/// One client request.
+pub(crate) struct RequestContext<'r> {
+    /// As the client sent it or as made here.
+    pub(crate) request_id: &'r str,
+    /// The trace that the request belongs to.
+    pub(crate) trace_id: TraceId,
+    /// The caller's span, where a valid `traceparent` came.
+    pub(crate) remote: Option<SpanContext>,
+    /// When it arrived, in nanoseconds since 1970.
+    pub(crate) arrived: u64,
+    /// The location that the client's URI chose, before any internal redirect.
+    pub(crate) route: &'r [u8],
+    /// Whether it is recorded.
+    pub(crate) sampled: Cell<bool>,
+    /// Upstream tries of each kind numbered so far.
+    numbered: [Cell<u16>; Try::COUNT],
+    /// The client's request on its way.
+    main_hop: Cell<Hop>,
+    /// Its subrequests, as far as they went through the rewrite phase.
+    sub_hops: RefCell<Vec<Hop>>,
+    /// Upstream exchanges whose tries are recorded while they happen; in the request's pool.
+    pub(crate) peers: RefCell<Vec<*mut TracedPeer>>,
+    /// Which of nginx's own notes on tries the recorded tries are in.
+    pub(crate) covered: RefCell<Vec<Covered>>,
+    /// The answer's tokens.
+    pub(crate) tokens: RefCell<Tokens>,
+}
+
+/// The request or one of its subrequests on its way to an upstream.
+#[derive(Clone, Copy)]
+pub(crate) struct Hop {
+    /// Which of them; it lives as long as the client's request.
+    pub(crate) request: *mut ngx_http_request_t,
+    /// It has a header list of its own.
+    pub(crate) owns_headers: bool,
+    /// The try that its `traceparent` announces, until that is made.
+    pub(crate) announced: Option<(Try, u16)>,
+}
+
+impl<'r> RequestContext<'r> {
+    /// The context of a request or subrequest, if it has one.
+    pub(crate) fn of(request: Request<'r>) -> Option<&'r Self> {
+        let main = request.main();
+        // SAFETY: every request has an array with one slot for each module.
+        let slot = unsafe { main.ctx.add(HttpOmnitraceModule::module().ctx_index) };
+        // SAFETY: as above.
+        let mut found = unsafe { *slot };
+        // An internal redirect has cleared the array; the pool remembers.
+        if found.is_null() && (main.internal() != 0 || main.filter_finalize() != 0) {
+            // SAFETY: the request's pool and its list of cleanups.
+            let mut cleanup = unsafe { (*main.pool).cleanup.as_ref() };
+            while let Some(entry) = cleanup {
+                if entry
+                    .handler
+                    .is_some_and(|handler| ptr::fn_addr_eq(handler, DROP_CONTEXT))
+                {
+                    found = entry.data;
+                    // SAFETY: as above.
+                    unsafe { *slot = found };
+                    break;
+                }
+                // SAFETY: as above; NULL ends the list.
+                cleanup = unsafe { entry.next.as_ref() };
+            }
+        }
+        // SAFETY: only `store` puts a value there; it lives until the pool's cleanup.
+        unsafe { found.cast::<Self>().as_ref() }
+    }
+
+    /// The context of a request; a client's request that has none gets one if its location is
+    /// traced.
+    pub(crate) fn of_or_new(request: Request<'r>, conf: &LocationConfig) -> Option<&'r Self> {
+        if let Some(context) = Self::of(request) {
+            return Some(context);
+        }
+        if !request.is_main() || matches!(conf.trace(), Trace::Off) {
+            return None;
+        }
+        Self::create(request, conf).ok()
+    }
+
+    /// Takes over the caller's trace or starts one, finds or makes the request id, and notes the
+    /// arrival.
+    fn create(request: Request<'r>, conf: &LocationConfig) -> Result<&'r Self, OutOfMemory> {
+        let arrived = clock::arrival(&request);
+        let remote = if conf.context().extract {
+            named_by_header(request)
+        } else {
+            None
+        };
+
+        let sent = headers::find(request, &X_REQUEST_ID)
+            .map(|header| header.value.as_bytes())
+            .find(|id| !id.is_empty());
+        let request_id = match sent {
+            Some(id) => request_id::read(request, id),
+            None => request.keep(&request_id::generate())?,
+        };
+        let header_made = sent.is_none() && conf.request_id();
+        if header_made {
+            headers::set(request, &X_REQUEST_ID, borrow(request_id))?;
+        }
+
+        let context = store(
+            request,
+            Self {
+                trace_id: remote.map_or_else(
+                    || TraceId::of_request(canonical_request_id(request_id)),
+                    |remote| remote.trace_id,
+                ),
+                sampled: Cell::new(remote.is_none_or(|remote| remote.is_sampled())),
+                route: request.location(),
+                request_id,
+                remote,
+                arrived,
+                numbered: Default::default(),
+                main_hop: Cell::new(Hop::new(request)),
+                sub_hops: RefCell::default(),
+                peers: RefCell::default(),
+                covered: RefCell::default(),
+                tokens: RefCell::default(),
+            },
+        )?;
+
+        // The variable may ask for this very context, so it is evaluated when that exists.
+        if let Trace::Variable(value) = conf.trace() {
+            let on = matches!(request.evaluate(value), Some(b"on" | b"1"));
+            context.sampled.set(context.sampled.get() && on);
+        }
+        if let Some(recorder) = Recorder::get().filter(|_| context.sampled.get()) {
+            if header_made {
+                recorder.action(context, actions::START_TO_SCHEDULE, arrived, 0, &[]);
+            }
+            recorder.action(context, actions::TIME_RECEIVED, arrived, 0, &[]);
+        }
+        Ok(context)
+    }
+
+    /// The caller's span id.
+    pub(crate) fn remote_span(&self) -> Option<SpanId> {
+        self.remote.map(|remote| remote.span_id)
+    }
+
+    /// The W3C flags that go with the request.
+    pub(crate) fn flags(&self) -> u8 {
+        let sampled = if self.sampled.get() {
+            SpanContext::SAMPLED
+        } else {
+            0
+        };
+        self.remote
+            .map_or(0, |remote| remote.flags & !SpanContext::SAMPLED)
+            | sampled
+    }
+
+    /// Numbers the next try of a kind.
+    pub(crate) fn number(&self, kind: Try) -> u16 {
+        let counter = &self.numbered[kind as usize];
+        let number = counter.get();
+        counter.set(number.saturating_add(1));
+        number
+    }
+
+    /// Takes a number back if it was the last one given.
+    pub(crate) fn give_back(&self, kind: Try, number: u16) {
+        let counter = &self.numbered[kind as usize];
+        if counter.get() == number.saturating_add(1) {
+            counter.set(number);
+        }
+    }
+
+    /// The span id of a try, as it goes upstream and as the assembler will derive it.
+    pub(crate) fn try_span(&self, recorder: &Recorder, kind: Try, number: u16) -> SpanId {
+        recorder.span_id(self, kind.phase(), number)
+    }
+
+    /// What is known of this request or subrequest.
+    pub(crate) fn hop(&self, request: Request<'_>) -> Hop {
+        if request.is_main() {
+            return self.main_hop.get();
+        }
+        let hops = self.sub_hops.borrow();
+        let known = hops.iter().find(|hop| hop.request == request.as_ptr());
+        known.copied().unwrap_or_else(|| Hop::new(request))
+    }
+
+    /// Changes what is known of a request or subrequest.
+    pub(crate) fn set_hop(&self, hop: Hop) {
+        if hop.request == self.main_hop.get().request {
+            self.main_hop.set(hop);
+            return;
+        }
+        let mut hops = self.sub_hops.borrow_mut();
+        match hops.iter_mut().find(|known| known.request == hop.request) {
+            Some(known) => *known = hop,
+            None => hops.push(hop),
+        }
+    }
+
+    /// The request and those of its subrequests that are known.
+    pub(crate) fn hops(&self) -> impl Iterator<Item = Hop> + use<> {
+        let sub_hops = self.sub_hops.borrow().clone();
+        std::iter::once(self.main_hop.get()).chain(sub_hops)
+    }
+}
+
+impl Hop {
+    fn new(request: Request<'_>) -> Self {
+        Self {
+            request: request.as_ptr(),
+            owns_headers: request.is_main(),
+            announced: None,
+        }
+    }
+}
+
+/// The span that a request's header names: exactly one valid `traceparent` (W3C Trace Context,
+/// section 3.2).
+pub(crate) fn named_by_header(request: Request<'_>) -> Option<SpanContext> {
+    let mut sent = headers::find(request, &TRACEPARENT);
+    match (sent.next(), sent.next()) {
+        (Some(header), None) => SpanContext::parse(header.value.as_bytes()),
+        _ => None,
+    }
+}
+
+/// Puts a context where [`RequestContext::of`] finds it, until the end of the request.
+fn store<'r>(
+    request: Request<'r>,
+    context: RequestContext<'r>,
+) -> Result<&'r RequestContext<'r>, OutOfMemory> {
+    const ALIGNMENT: usize = align_of::<RequestContext<'_>>();
+    // nginx aligns less than trace ids need.
+    let room = size_of::<RequestContext<'_>>() + ALIGNMENT - 1;
+    // SAFETY: the request's pool is live.
+    let cleanup = unsafe { ngx_pool_cleanup_add(request.pool, room).as_mut() };
+    let cleanup = cleanup.ok_or(OutOfMemory)?;
+    let unused = cleanup.data.align_offset(ALIGNMENT);
+    // SAFETY: less than ALIGNMENT bytes of the room are skipped, the rest is enough; every request
+    // has an array with one slot for each module.
+    unsafe {
+        cleanup.data = cleanup.data.byte_add(unused);
+        let place = cleanup.data.cast::<RequestContext<'r>>();
+        place.write(context);
+        cleanup.handler = Some(DROP_CONTEXT);
+        *request.ctx.add(HttpOmnitraceModule::module().ctx_index) = place.cast();
+        Ok(&*place)
+    }
+}
+
+/// The cleanup that marks a context in a pool.
+const DROP_CONTEXT: unsafe extern "C" fn(*mut c_void) = drop_context;
+
+unsafe extern "C" fn drop_context(context: *mut c_void) {
+    guard("the end of a request", (), || {
+        // SAFETY: `store` put it there and registered this for it, once.
+        unsafe { context.cast::<RequestContext<'_>>().drop_in_place() };
+    });
+}

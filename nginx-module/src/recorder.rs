@@ -1,0 +1,115 @@
+//! The way into the core crate: this process's pipeline and the attributes that go into it.
+
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Duration;
+
+use omnitrace::id::SpanId;
+use omnitrace::pipeline::StartError;
+use omnitrace::{Action, Config, Pipeline, Stats, ValueRef};
+
+use crate::context::RequestContext;
+
+/// The worker's recorder, from `init_process` to `exit_process`.
+static RECORDER: AtomicPtr<Recorder> = AtomicPtr::new(ptr::null_mut());
+
+/// Role of this process in the vocabulary.
+const ROLE: &str = "proxy";
+
+/// Where a worker's actions go.
+pub(crate) struct Recorder {
+    pipeline: Pipeline,
+    node: Box<str>,
+}
+
+impl Recorder {
+    /// The worker's recorder; none in other processes, and none if it could not start.
+    #[inline]
+    pub(crate) fn get() -> Option<&'static Self> {
+        // SAFETY: set once by `start` and freed by `stop`, both on this, nginx's only, thread and
+        // never while a handler runs.
+        unsafe { RECORDER.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Starts the exporter's thread.
+    pub(crate) fn start(config: Config) -> Result<(), StartError> {
+        let node = config.node.as_str().into();
+        let recorder = Self {
+            pipeline: Pipeline::start(config)?,
+            node,
+        };
+        RECORDER.store(Box::into_raw(Box::new(recorder)), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends what is left, at most for `limit`, and ends the exporter's thread.
+    pub(crate) fn stop(limit: Duration) -> Option<Stats> {
+        let recorder = RECORDER.swap(ptr::null_mut(), Ordering::Relaxed);
+        if recorder.is_null() {
+            return None;
+        }
+        // SAFETY: `start` made it with Box, and the swap took it out of everyone's reach.
+        let recorder = unsafe { Box::from_raw(recorder) };
+        Some(recorder.pipeline.shutdown(limit))
+    }
+
+    /// Records an action of a request at a time in nanoseconds since 1970.
+    pub(crate) fn action(
+        &self,
+        context: &RequestContext,
+        name: &str,
+        time: u64,
+        occurrence: u16,
+        attributes: &[(&str, ValueRef<'_>)],
+    ) {
+        // A full queue drops the action, and counts it.
+        self.pipeline.recorder().action(&Action {
+            name,
+            time,
+            request_id: context.request_id,
+            occurrence,
+            context: context.remote,
+            attributes,
+        });
+    }
+
+    /// The id of a phase's span, as the assembler derives it.
+    pub(crate) fn span_id(&self, context: &RequestContext, phase: &str, occurrence: u16) -> SpanId {
+        SpanId::of_phase(
+            context.trace_id,
+            context.remote_span(),
+            ROLE,
+            &self.node,
+            phase,
+            occurrence,
+        )
+    }
+}
+
+/// Attributes of an action, as long as the request lives.
+pub(crate) struct Attributes<'r>(Vec<(&'r str, ValueRef<'r>)>);
+
+impl<'r> Attributes<'r> {
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        Self(Vec::with_capacity(count))
+    }
+
+    pub(crate) fn push(&mut self, key: &'r str, value: ValueRef<'r>) {
+        self.0.push((key, value));
+    }
+
+    /// Adds text, unless it is empty.
+    pub(crate) fn text(&mut self, key: &'r str, value: &'r str) {
+        if !value.is_empty() {
+            self.push(key, ValueRef::Str(value));
+        }
+    }
+
+    pub(crate) fn integer(&mut self, key: &'r str, value: i64) {
+        self.push(key, ValueRef::I64(value));
+    }
+
+    pub(crate) fn as_slice(&self) -> &[(&'r str, ValueRef<'r>)] {
+        &self.0
+    }
+}

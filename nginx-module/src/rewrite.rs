@@ -1,0 +1,92 @@
+//! The rewrite phase: a request is taken into its trace, and its headers say so to the upstream.
+//!
+//! The handler runs again after each internal redirect and for each subrequest, always with the
+//! configuration of the location at hand.
+
+use nginx_sys::{ngx_http_request_t, ngx_int_t};
+use ngx::core::Status;
+use omnitrace::SpanContext;
+
+use crate::conf::location::{LocationConfig, Trace};
+use crate::context::{Hop, RequestContext};
+use crate::guard::guard;
+use crate::headers::{self, TRACEPARENT, TRACESTATE};
+use crate::recorder::Recorder;
+use crate::request::{OutOfMemory, Request};
+
+/// Handler of the rewrite phase.
+pub(crate) unsafe extern "C" fn handler(request: *mut ngx_http_request_t) -> ngx_int_t {
+    guard("the rewrite phase", (), || {
+        // SAFETY: nginx calls phase handlers with a live request.
+        if let Some(request) = unsafe { Request::from_ptr(request) } {
+            enter(request);
+        }
+    });
+    Status::NGX_DECLINED.0
+}
+
+fn enter(request: Request<'_>) {
+    let Some(recorder) = Recorder::get() else {
+        return;
+    };
+    let conf = LocationConfig::of(request);
+    if matches!(conf.trace(), Trace::Off) {
+        return;
+    }
+    let Some(context) = RequestContext::of_or_new(request, conf) else {
+        return;
+    };
+    let mut hop = context.hop(request);
+    if conf.context().inject {
+        // Without memory the upstream gets the old header: a gap in the trace, no more.
+        let _ = announce(request, recorder, context, conf, &mut hop);
+    }
+    context.set_hop(hop);
+}
+
+/// Writes the `traceparent` that announces this request's first try to the upstream.
+fn announce(
+    request: Request<'_>,
+    recorder: &Recorder,
+    context: &RequestContext,
+    conf: &LocationConfig,
+    hop: &mut Hop,
+) -> Result<(), OutOfMemory> {
+    let kind = conf.upstream_role();
+    if hop
+        .announced
+        .is_some_and(|(announced, _)| announced == kind)
+    {
+        return Ok(());
+    }
+    if !hop.owns_headers {
+        headers::unshare(request)?;
+        hop.owns_headers = true;
+    }
+    if let Some((other, number)) = hop.announced.take() {
+        context.give_back(other, number);
+    }
+    if context.remote.is_none() {
+        // State of a trace that is not continued here (W3C Trace Context, section 3.3).
+        headers::remove(request, &TRACESTATE)?;
+    }
+    let parent = match context.remote {
+        // There will be no span here to be a parent.
+        Some(remote) if !context.sampled.get() => remote.span_id,
+        _ => {
+            let number = context.number(kind);
+            hop.announced = Some((kind, number));
+            context.try_span(recorder, kind, number)
+        }
+    };
+    let value = SpanContext {
+        trace_id: context.trace_id,
+        span_id: parent,
+        flags: context.flags(),
+    };
+    headers::set(
+        request,
+        &TRACEPARENT,
+        request.copy(value.traceparent().as_bytes())?,
+    )
+}

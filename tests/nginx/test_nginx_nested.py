@@ -1,0 +1,90 @@
+"""Requests within requests: subrequests, slices, and a proxy behind a proxy."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from nginx_peers import Collector, Received, StartUpstream, reply
+from nginx_server import Nginx, get, tracing
+from nginx_trees import call, root, trees
+
+
+def test_every_kind_of_subrequest_has_a_call_of_its_own(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    page = b'<!--#include virtual="/part?a" --><!--#include virtual="/part?b" -->'
+    answers = {"/": reply(200, page, {"Content-Type": "text/html"})}
+    server = upstream(lambda handler, request: answers.get(request.path, reply())(handler, request))
+    nginx.start(
+        f"""{tracing(collector)}
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{ ssi on; mirror /mirror; proxy_pass http://{server.address}; }}
+            location /part {{ proxy_pass http://{server.address}; }}
+            location /mirror {{ internal; proxy_pass http://{server.address}; }}
+        }}"""
+    )
+    assert get(nginx).text == "okok"
+    nginx.stop()
+    clients = collector.named("Upstream request")
+    told = [header for n in range(4) for header in server.header("traceparent", n)]
+    assert sorted(told) == sorted(f"00-{c.trace_id}-{c.span_id}-01" for c in clients)
+    names = {**nginx.names, server.port: "<upstream>"}
+    [(*_, calls)] = trees(collector.spans, names)
+    # The mirror's is numbered first or second: it runs beside the request.
+    numbers = sorted(c[3].pop("omnitrace.occurrence", 0) for c in calls)
+    assert (calls, numbers) == ([call()] * 4, [0, 1, 2, 3])
+
+
+def test_the_parts_of_a_slice_are_calls_of_their_own(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    whole = b"0123456789" * 10
+
+    def ranged(handler: BaseHTTPRequestHandler, request: Received) -> None:
+        first, last = request.headers["range"][0].removeprefix("bytes=").split("-")
+        part = whole[int(first) : int(last) + 1]
+        headers = {"Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(whole)}"}
+        reply(206, part, headers)(handler, request)
+
+    server = upstream(ranged)
+    nginx.start(
+        f"""{tracing(collector)}
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{
+                slice 40; proxy_set_header Range $slice_range; proxy_http_version 1.1;
+                proxy_pass http://{server.address};
+            }}
+        }}"""
+    )
+    assert get(nginx).body == whole
+    nginx.stop()
+    names = {**nginx.names, server.port: "<upstream>"}
+    more = [call(206, number=n) for n in (1, 2)]
+    assert trees(collector.spans, names) == [root("/", "/", children=[call(206), *more])]
+    clients = collector.named("Upstream request")
+    told = [server.header("traceparent", n) for n in range(3)]
+    assert told == [[f"00-{c.trace_id}-{c.span_id}-01"] for c in clients]
+
+
+@pytest.mark.xfail(strict=True, reason="the core takes both proxies for one visit")
+def test_a_proxy_behind_a_proxy_hangs_under_its_call(nginx: Nginx, collector: Collector) -> None:
+    socket_path = f"{nginx.directory}/inner.sock"
+    nginx.start(
+        f"""{tracing(collector)}
+        server {{ listen unix:{socket_path}; location / {{ return 200 inner; }} }}
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{ proxy_pass http://unix:{socket_path}; }}
+        }}"""
+    )
+    assert get(nginx, headers={"X-Request-Id": "r"}).text == "inner"
+    nginx.stop()
+    to_socket = {"server.address": socket_path, "server.port": None}
+    inner = {"network.protocol.version": "1.0", "client.address": "unix:", "server.port": None}
+    below = root("/", "/", id="r", more={**inner, "server.address": "localhost"})
+    name, kind, error, attributes, events, _ = call(id="r", more=to_socket)
+    outer = (name, kind, error, attributes, events, [below])
+    assert trees(collector.spans, nginx.names) == [root("/", "/", id="r", children=[outer])]
