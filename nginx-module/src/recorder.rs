@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
-use omnitrace::id::SpanId;
+use omnitrace::id::{PhaseKey, SpanId, canonical_request_id};
 use omnitrace::pipeline::StartError;
 use omnitrace::{Action, Config, Pipeline, Stats, ValueRef};
 
@@ -75,14 +75,17 @@ impl Recorder {
 
     /// The id of a phase's span, as the assembler derives it.
     pub(crate) fn span_id(&self, context: &RequestContext, phase: &str, occurrence: u16) -> SpanId {
-        SpanId::of_phase(
-            context.trace_id,
-            context.remote_span(),
-            ROLE,
-            &self.node,
+        PhaseKey {
+            trace_id: context.trace_id,
+            request_id: canonical_request_id(context.request_id),
+            remote_parent: context.remote_span(),
+            entered: context.arrived,
+            role: ROLE,
+            node: &self.node,
             phase,
             occurrence,
-        )
+        }
+        .span_id()
     }
 }
 

@@ -239,7 +239,6 @@ def test_the_environment_configures_what_directives_leave_out(
     assert collector.headers[0]["x-from"] == "environment"
 
 
-@pytest.mark.xfail(strict=True, reason="the core takes them for one request")
 def test_a_client_may_repeat_its_id(nginx: Nginx, collector: Collector) -> None:
     nginx.start(site(nginx, tracing(collector)))
     for _ in range(2):
@@ -248,7 +247,6 @@ def test_a_client_may_repeat_its_id(nginx: Nginx, collector: Collector) -> None:
     assert trees(collector.spans, nginx.names) == [root("/", "/", id="same")] * 2
 
 
-@pytest.mark.xfail(strict=True, reason="the core gives both roots the same span id")
 def test_a_client_may_repeat_its_context(nginx: Nginx, collector: Collector) -> None:
     nginx.start(site(nginx, tracing(collector)))
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

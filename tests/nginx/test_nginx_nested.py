@@ -69,7 +69,6 @@ def test_the_parts_of_a_slice_are_calls_of_their_own(
     assert told == [[f"00-{c.trace_id}-{c.span_id}-01"] for c in clients]
 
 
-@pytest.mark.xfail(strict=True, reason="the core takes both proxies for one visit")
 def test_a_proxy_behind_a_proxy_hangs_under_its_call(nginx: Nginx, collector: Collector) -> None:
     socket_path = f"{nginx.directory}/inner.sock"
     nginx.start(

@@ -57,28 +57,43 @@ impl SpanId {
     pub fn value(self) -> u64 {
         self.0
     }
+}
 
-    /// The id of a phase's span.
-    ///
-    /// `remote_parent` is the caller's span where a context came with the
-    /// request; `occurrence` counts tries of the same phase from 0.
-    pub fn of_phase(
-        trace_id: TraceId,
-        remote_parent: Option<SpanId>,
-        role: &str,
-        node: &str,
-        phase: &str,
-        occurrence: u16,
-    ) -> Self {
-        let mut text = Vec::with_capacity(96);
-        text.extend_from_slice(&trace_id.0.to_be_bytes());
-        text.extend_from_slice(&remote_parent.map_or(0, SpanId::value).to_be_bytes());
-        for part in [role, node, phase] {
+/// What tells a phase's span from every other span.
+#[derive(Debug, Clone, Copy)]
+pub struct PhaseKey<'a> {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// Canonical request id: a client may send one context with many requests.
+    pub request_id: &'a str,
+    /// The caller's span, where a context came with the request.
+    pub remote_parent: Option<SpanId>,
+    /// When the request entered, in nanoseconds since 1970, for a role to which a
+    /// client may send the same id again; else 0.
+    pub entered: u64,
+    /// The phase's role.
+    pub role: &'a str,
+    /// The node that it happens on.
+    pub node: &'a str,
+    /// The phase's name in the vocabulary.
+    pub phase: &'a str,
+    /// Which try of the phase, from 0.
+    pub occurrence: u16,
+}
+
+impl PhaseKey<'_> {
+    /// The id of the phase's span, the same wherever it is derived.
+    pub fn span_id(&self) -> SpanId {
+        let mut text = Vec::with_capacity(160);
+        text.extend_from_slice(&self.trace_id.0.to_be_bytes());
+        text.extend_from_slice(&self.remote_parent.map_or(0, SpanId::value).to_be_bytes());
+        text.extend_from_slice(&self.entered.to_be_bytes());
+        for part in [self.request_id, self.role, self.node, self.phase] {
             text.extend_from_slice(part.as_bytes());
             text.push(0);
         }
-        text.extend_from_slice(&occurrence.to_be_bytes());
-        Self(xxh3_64(&text).max(1))
+        text.extend_from_slice(&self.occurrence.to_be_bytes());
+        SpanId(xxh3_64(&text).max(1))
     }
 }
 
@@ -218,15 +233,40 @@ mod tests {
     fn derived_ids_are_frozen() {
         let trace = TraceId::of_request(UUID);
         assert_eq!(trace.to_string(), "ed1510ce5ffcb7754dc60e681b580ab8");
-        let root = SpanId::of_phase(trace, None, "proxy", "10.0.0.1", "P running", 0);
-        let again = SpanId::of_phase(trace, None, "proxy", "10.0.0.1", "P running", 1);
-        let below = SpanId::of_phase(trace, Some(root), "prefill", "10.0.0.2", "Prefill", 0);
+        let key = PhaseKey {
+            trace_id: trace,
+            request_id: UUID,
+            remote_parent: None,
+            entered: 1_795_334_645_577_302_011,
+            role: "proxy",
+            node: "10.0.0.1",
+            phase: "P running",
+            occurrence: 0,
+        };
+        let call = key.span_id();
+        let again = PhaseKey {
+            occurrence: 1,
+            ..key
+        }
+        .span_id();
+        let below = PhaseKey {
+            remote_parent: Some(call),
+            entered: 0,
+            role: "prefill",
+            node: "10.0.0.2",
+            phase: "Prefill",
+            ..key
+        };
         assert_eq!(
-            (root.to_string(), again.to_string(), below.to_string()),
             (
-                "8b82f4a050eabdbc".into(),
-                "b007b7f45923d1a8".into(),
-                "4187b06c6b4b349e".into()
+                call.to_string(),
+                again.to_string(),
+                below.span_id().to_string()
+            ),
+            (
+                "2b61fa6d7815e534".into(),
+                "036590311a5c23ae".into(),
+                "81c0021b202489d9".into()
             )
         );
     }

@@ -113,6 +113,9 @@ pub struct PhaseOrigin {
     pub occurrence: u16,
     /// The context that came with the request.
     pub context: Option<SpanContext>,
+    /// The action by which the request entered the role, where the span's id
+    /// depends on its time.
+    pub entered: Option<Moment>,
     /// The action that started it, unless it was never seen.
     pub start: Option<Moment>,
     /// The action that ended it, unless it was never seen.

@@ -32,6 +32,9 @@ pub struct Role {
     pub service: Arc<str>,
     /// The phase that covers all the others of this role.
     pub entry: PhaseId,
+    /// A client may send the same request id to it again: the time at which a
+    /// request enters tells them apart.
+    pub timed: bool,
 }
 
 /// A named moment of a request.
@@ -237,6 +240,8 @@ mod source {
         name: String,
         service: String,
         entry: String,
+        #[serde(default)]
+        timed: bool,
     }
 
     #[derive(Deserialize)]
@@ -348,6 +353,7 @@ mod source {
                 name: role.name.as_str().into(),
                 service: role.service.as_str().into(),
                 entry: PhaseId(phases.get(&role.entry, &place)?),
+                timed: role.timed,
             });
         }
         for action in &file.action {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use omnitrace::id::{SpanId, TraceId};
+use omnitrace::id::{PhaseKey, SpanId, TraceId};
 use omnitrace::span::{Source, Span, SpanKind, Status};
 use omnitrace::value::Attribute;
 use omnitrace::vocabulary::{PhaseId, RoleId, Vocabulary};
@@ -249,7 +249,17 @@ impl Drawing<'_> {
         debug_assert!(self.vocabulary.role_named(role).is_some());
         Span {
             trace_id: self.trace_id,
-            span_id: SpanId::of_phase(self.trace_id, None, role, "statistics", name, 0),
+            span_id: PhaseKey {
+                trace_id: self.trace_id,
+                request_id: "",
+                remote_parent: None,
+                entered: 0,
+                role,
+                node: "statistics",
+                phase: name,
+                occurrence: 0,
+            }
+            .span_id(),
             parent_span_id: parent,
             flags: 1,
             name: name.into(),

@@ -197,8 +197,16 @@ fn cells(row: &Row) -> [String; 6] {
         row.name.clone(),
         format!("{:.0}", row.caller_ns),
         format!("{:.0}", row.process_ns),
-        format!("{:.1} %", row.lost * 100.0),
+        percent(row.lost),
         format!("{:.1}", row.caller_ratio),
         format!("{:.1}", row.process_ratio),
     ]
+}
+
+fn percent(part: f64) -> String {
+    match part {
+        0.0 => "0".to_owned(),
+        0.0..0.001 => "< 0.1 %".to_owned(),
+        _ => format!("{:.1} %", part * 100.0),
+    }
 }

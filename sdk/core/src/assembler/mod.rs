@@ -152,7 +152,7 @@ impl Assembler {
         let vocabulary = &*self.vocabulary;
         let role = role_of(vocabulary, &event);
         let context = event.context.or(request.bound);
-        let at = find_visit(&mut request.visits, role, &event.source, context);
+        let at = find_visit(vocabulary, &mut request.visits, role, &event, context);
         let touched = request.visits[at].record(vocabulary, &event);
         if let ActionName::Known(id) = event.action
             && self.scope == Scope::Process
@@ -242,6 +242,7 @@ impl Assembler {
             visit.span_id(
                 &self.vocabulary,
                 trace_id,
+                &request.id,
                 self.vocabulary.role(role).entry,
                 0,
             )
@@ -394,14 +395,19 @@ fn role_of(vocabulary: &Vocabulary, event: &Event<'_>) -> Option<RoleId> {
 
 /// The visit this event belongs to, made where there is none.
 fn find_visit(
+    vocabulary: &Vocabulary,
     visits: &mut Vec<Visit>,
     role: Option<RoleId>,
-    source: &Arc<Source>,
+    event: &Event<'_>,
     context: Option<SpanContext>,
 ) -> usize {
-    let same = |v: &Visit| v.role == role && v.source.node == source.node;
+    // Such a role always knows its caller: no context means that it is the first.
+    let timed = role.is_some_and(|role| vocabulary.role(role).timed);
+    let same = |v: &Visit| v.role == role && v.source.node == event.source.node;
     let found = match context {
-        None => visits.iter().rposition(same),
+        None => visits
+            .iter()
+            .rposition(|v| same(v) && (!timed || v.context.is_none())),
         Some(context) => visits
             .iter()
             .rposition(|v| same(v) && v.is_called_by(context))
@@ -410,18 +416,18 @@ fn find_visit(
                 let at = visits
                     .iter()
                     .rposition(|v| same(v) && v.context.is_none())?;
-                visits[at].emitted.is_empty().then_some(at)
+                (!timed && visits[at].emitted.is_empty()).then_some(at)
             }),
     };
     match found {
-        Some(at) => {
+        Some(at) if !timed || !visits[at].is_entered_again(vocabulary, event) => {
             if visits[at].context.is_none() {
                 visits[at].context = context;
             }
             at
         }
-        None => {
-            visits.push(Visit::new(role, Arc::clone(source), context));
+        _ => {
+            visits.push(Visit::new(role, Arc::clone(&event.source), context));
             visits.len() - 1
         }
     }
@@ -461,14 +467,14 @@ fn emit(
     let definition = vocabulary.phase(phase);
     let parent = match definition.parent {
         Some(parent) if vocabulary.phase(parent).role == definition.role => {
-            Some(visit.span_id(vocabulary, trace_id, parent, 0))
+            Some(visit.span_id(vocabulary, trace_id, &request.id, parent, 0))
         }
         _ => visit.context.map(|c| c.span_id),
     };
     let contents = visit.contents(vocabulary, &request.id, phase, occurrence, &extent);
     let span = Span {
         trace_id,
-        span_id: visit.span_id(vocabulary, trace_id, phase, occurrence),
+        span_id: visit.span_id(vocabulary, trace_id, &request.id, phase, occurrence),
         parent_span_id: parent,
         flags: visit.flags(),
         name: contents.name,
@@ -485,6 +491,7 @@ fn emit(
             phase,
             occurrence,
             context: visit.context,
+            entered: visit.entered(vocabulary, phase),
             start: extent.start_moment,
             end: extent.end_moment,
             recorded_attributes: contents.recorded_attributes,

@@ -192,7 +192,17 @@ fn live_processes_that_carry_the_starts_make_the_same_spans_as_the_whole() {
     // What the proxy sends with its calls: its CLIENT spans' ids.
     let context = |name: &str| {
         let trace_id = TraceId::of_request(REQUEST);
-        let span_id = SpanId::of_phase(trace_id, None, "proxy", "proxy-node", name, 0);
+        let key = crate::id::PhaseKey {
+            trace_id,
+            request_id: REQUEST,
+            remote_parent: None,
+            entered: 100,
+            role: "proxy",
+            node: "proxy-node",
+            phase: name,
+            occurrence: 0,
+        };
+        let span_id = key.span_id();
         Some(SpanContext {
             trace_id,
             span_id,
@@ -407,4 +417,26 @@ fn requests_are_forgotten_and_memory_is_bounded() {
         .assembler
         .settle(FORGET_FINISHED_NS * 2, &mut process.output);
     assert!(process.assembler.live() <= MAX_REQUESTS);
+}
+
+#[test]
+fn a_client_may_send_the_same_id_again() {
+    let mut process = Process::new("proxy", "10.0.0.1", Scope::Process);
+    for start in [10, 50] {
+        process
+            .at(start, "Start to schedule")
+            .at(start, "Time received");
+        process.record(start + 1, "Enter state P running", false, None, 0);
+        process.record(start + 2, "Finish P running", false, None, 0);
+        process.at(start + 9, "Received all tokens");
+    }
+    assert_eq!(
+        tree(&process.settle()),
+        "\
+Trace for Omni Proxy 10–19 server
+  P running 11–12 client
+Trace for Omni Proxy 50–59 server
+  P running 51–52 client
+"
+    );
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::context::SpanContext;
 use crate::event::{ActionName, Event};
-use crate::id::{SpanId, TraceId};
+use crate::id::{PhaseKey, SpanId, TraceId};
 use crate::span::{Moment, Source, SpanEvent, Status};
 use crate::value::{Attribute, Value, set_attribute};
 use crate::vocabulary::{ActionId, PhaseId, RoleId, Vocabulary};
@@ -102,18 +102,49 @@ impl Visit {
         &self,
         vocabulary: &Vocabulary,
         trace_id: TraceId,
+        request_id: &str,
         phase: PhaseId,
         occurrence: u16,
     ) -> SpanId {
         let phase = vocabulary.phase(phase);
-        SpanId::of_phase(
+        let role = vocabulary.role(phase.role);
+        let entered = self.entered_at(vocabulary, phase.role);
+        PhaseKey {
             trace_id,
-            self.context.map(|c| c.span_id),
-            &vocabulary.role(phase.role).name,
-            &self.source.node,
-            &phase.name,
+            request_id,
+            remote_parent: self.context.map(|c| c.span_id),
+            entered: entered.map_or(0, |moment| moment.time),
+            role: &role.name,
+            node: &self.source.node,
+            phase: &phase.name,
             occurrence,
-        )
+        }
+        .span_id()
+    }
+
+    /// When the request entered the role, if span ids depend on it.
+    fn entered_at(&self, vocabulary: &Vocabulary, role: RoleId) -> Option<Seen> {
+        let role = vocabulary.role(role);
+        let entry = vocabulary.phase(role.entry);
+        role.timed.then(|| self.first(&entry.start, 0)).flatten()
+    }
+
+    /// The same as a named moment, for a phase of this visit.
+    pub(super) fn entered(&self, vocabulary: &Vocabulary, phase: PhaseId) -> Option<Moment> {
+        let seen = self.entered_at(vocabulary, vocabulary.phase(phase).role)?;
+        Some(named(vocabulary, seen))
+    }
+
+    /// Whether this event enters the role anew: the request id has come again.
+    pub(super) fn is_entered_again(&self, vocabulary: &Vocabulary, event: &Event<'_>) -> bool {
+        let (Some(role), ActionName::Known(action)) = (self.role, event.action) else {
+            return false;
+        };
+        let entry = vocabulary.phase(vocabulary.role(role).entry);
+        entry.start.contains(&action)
+            && self
+                .moment(action, event.occurrence)
+                .is_some_and(|m| m.time != event.time)
     }
 
     /// Notes the event and names the phases whose ends may now be known.
@@ -348,10 +379,7 @@ impl Visit {
         occurrence: u16,
     ) -> Option<Extent> {
         let definition = vocabulary.phase(phase);
-        let named = |seen: Seen| Moment {
-            action: Arc::clone(&vocabulary.action(seen.action).name),
-            time: seen.time,
-        };
+        let named = |seen| named(vocabulary, seen);
         let start = self.first(&definition.start, occurrence);
         let end = self.first(&definition.end, occurrence);
         let children = || {
@@ -538,5 +566,12 @@ impl Visit {
                 out.push(event(name, shown.event.time, shown.occurrence, attributes));
             }
         }
+    }
+}
+
+fn named(vocabulary: &Vocabulary, seen: Seen) -> Moment {
+    Moment {
+        action: Arc::clone(&vocabulary.action(seen.action).name),
+        time: seen.time,
     }
 }

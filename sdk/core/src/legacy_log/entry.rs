@@ -258,6 +258,18 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     };
     let phase = vocabulary.phase(origin.phase);
     let mut entries = Vec::with_capacity(2 + span.events.len());
+    if let Some(entered) = &origin.entered {
+        // Without it the span's id could not be derived again. A try's number is
+        // not the entry's.
+        let mut suffix = base(Vec::new());
+        suffix.occurrence = 0;
+        entries.push(entry(
+            &*entered.action,
+            entered.time,
+            &*origin.request_id,
+            suffix,
+        ));
+    }
     if let Some(start) = &origin.start {
         entries.push(entry(
             &*start.action,
