@@ -65,7 +65,9 @@ pub(crate) fn held(object: &Bound<'_, PyAny>) -> Held<'static> {
 /// The entries of a mapping, or nothing if it is none. A `None` value is left
 /// out, as OpenTelemetry does.
 pub(crate) fn entries<'py>(mapping: Option<&Bound<'py, PyAny>>) -> Vec<(String, Held<'py>)> {
-    let Some(mapping) = mapping.filter(|m| !m.is_none()) else { return Vec::new() };
+    let Some(mapping) = mapping.filter(|m| !m.is_none()) else {
+        return Vec::new();
+    };
     let entry = |key: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>| {
         (!value.is_none()).then(|| (text(key).into_owned(), held(value)))
     };
@@ -74,7 +76,11 @@ pub(crate) fn entries<'py>(mapping: Option<&Bound<'py, PyAny>>) -> Vec<(String, 
         let pairs: Vec<_> = dict.iter().collect();
         return pairs.iter().filter_map(|(k, v)| entry(k, v)).collect();
     }
-    let Some(items) = mapping.cast::<PyMapping>().ok().and_then(|m| m.items().ok()) else {
+    let Some(items) = mapping
+        .cast::<PyMapping>()
+        .ok()
+        .and_then(|m| m.items().ok())
+    else {
         return Vec::new();
     };
     let pair = |item: Bound<'py, PyAny>| -> Option<(String, Held<'py>)> {

@@ -56,7 +56,9 @@ pub(crate) fn extract(
     let get = |key: &str| found.get(key).map(String::as_str);
     with_recorder(|recorder| recorder.extract(get, request_id.as_deref()))
         // Where nothing is recorded the caller's context still passes through.
-        .unwrap_or_else(|| get("traceparent").and_then(|v| omnitrace::SpanContext::parse(v.as_bytes())))
+        .unwrap_or_else(|| {
+            get("traceparent").and_then(|v| omnitrace::SpanContext::parse(v.as_bytes()))
+        })
         .map(SpanContext)
 }
 
@@ -76,7 +78,9 @@ fn read(carrier: &Bound<'_, PyAny>) -> HashMap<&'static str, String> {
         return found;
     }
     for key in KEYS {
-        let Ok(value) = carrier.call_method1("get", (key,)) else { continue };
+        let Ok(value) = carrier.call_method1("get", (key,)) else {
+            continue;
+        };
         if let Ok(value) = value.cast::<PyString>() {
             found.insert(key, value.to_string_lossy().into_owned());
         }

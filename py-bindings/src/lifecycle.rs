@@ -60,7 +60,10 @@ pub(crate) fn init(py: Python<'_>, overrides: Option<&Bound<'_, PyDict>>) -> PyR
         }
     });
     // A wrong argument is a mistake in the calling code; a wrong variable is not.
-    for (name, variable) in OVERRIDES.iter().filter(|(_, variable)| given.contains_key(variable)) {
+    for (name, variable) in OVERRIDES
+        .iter()
+        .filter(|(_, variable)| given.contains_key(variable))
+    {
         let ours = |warning: &str| {
             let rest = warning.strip_prefix(variable);
             rest.is_some_and(|rest| rest.starts_with(['=', ':', ' ']))
@@ -68,23 +71,31 @@ pub(crate) fn init(py: Python<'_>, overrides: Option<&Bound<'_, PyDict>>) -> PyR
         };
         if let Some(warning) = warnings.iter().find(|w| ours(w)) {
             // What is used instead does not matter: nothing is.
-            let mistake = warning.rsplit_once(": ").map_or(warning.as_str(), |(m, _)| m);
-            let mistake = mistake.replacen(variable, name, 1).replacen("OTLP endpoint", name, 1);
+            let mistake = warning
+                .rsplit_once(": ")
+                .map_or(warning.as_str(), |(m, _)| m);
+            let mistake = mistake
+                .replacen(variable, name, 1)
+                .replacen("OTLP endpoint", name, 1);
             return Err(PyValueError::new_err(format!("init(): {mistake}")));
         }
     }
     process::configure(py, config);
-    warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    warnings
+        .iter()
+        .for_each(|w| tracing::warn!(target: "omnitrace", "{w}"));
     Ok(())
 }
 
 fn override_text(key: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
     if SECONDS.contains(&key) {
-        let seconds: f64 = value.extract().map_err(|_| {
-            PyTypeError::new_err(format!("{key} must be a number of seconds"))
-        })?;
+        let seconds: f64 = value
+            .extract()
+            .map_err(|_| PyTypeError::new_err(format!("{key} must be a number of seconds")))?;
         if !(0.0..=1e9).contains(&seconds) {
-            return Err(PyValueError::new_err(format!("{key} must be 0 or more seconds")));
+            return Err(PyValueError::new_err(format!(
+                "{key} must be 0 or more seconds"
+            )));
         }
         return Ok(format!("{}", (seconds * 1000.0).round() as u64));
     }
@@ -101,7 +112,9 @@ fn override_text(key: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
 
 /// Protects what separates pairs in the variable's text, and blanks at the ends.
 fn percent_encode(text: &str) -> String {
-    text.replace('%', "%25").replace(',', "%2C").replace(' ', "%20")
+    text.replace('%', "%25")
+        .replace(',', "%2C")
+        .replace(' ', "%20")
 }
 
 /// Waits until everything recorded so far is exported or in the legacy log.

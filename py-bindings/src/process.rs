@@ -34,7 +34,12 @@ struct State {
 }
 
 impl State {
-    const NEW: Self = Self { config: None, pipeline: None, last: None, routed: false };
+    const NEW: Self = Self {
+        config: None,
+        pipeline: None,
+        last: None,
+        routed: false,
+    };
 }
 
 /// The lock is only ever taken with the GIL held, so no thread can hold it while
@@ -74,7 +79,7 @@ fn start() -> Option<Arc<Recorder>> {
     let recorder = start_quietly(&mut state(), &mut messages);
     // Python's logging may run any code, so only now that the lock is free.
     for message in messages {
-        tracing::warn!("{message}");
+        tracing::warn!(target: "omnitrace", "{message}");
     }
     recorder
 }
@@ -176,8 +181,14 @@ pub(crate) fn forget_parent() {
 /// exporter thread; says nothing once the interpreter is on its way out.
 fn log_to_python(level: tracing::Level, message: &str) {
     let logged = Python::try_attach(|py| -> PyResult<()> {
-        let logger = py.import("logging")?.call_method1("getLogger", ("omnitrace",))?;
-        let method = if level == tracing::Level::ERROR { "error" } else { "warning" };
+        let logger = py
+            .import("logging")?
+            .call_method1("getLogger", ("omnitrace",))?;
+        let method = if level == tracing::Level::ERROR {
+            "error"
+        } else {
+            "warning"
+        };
         logger.call_method1(method, ("%s", message)).map(|_| ())
     });
     // A logger that fails is not a reason to fail.

@@ -92,7 +92,10 @@ impl span {
         }
         let here = current(py).map(|c| c.0);
         let mut state = self.state();
-        let at = state.open.iter().rposition(|open| Some(open.context) == here);
+        let at = state
+            .open
+            .iter()
+            .rposition(|open| Some(open.context) == here);
         match at {
             Some(at) => Some(state.open.remove(at)),
             None => state.open.pop(),
@@ -111,25 +114,38 @@ impl span {
         attributes: Option<&Bound<'_, PyAny>>,
         parent: Option<SpanContext>,
     ) -> PyResult<Self> {
-        let arguments =
-            (name.clone(), request_id.cloned(), attributes.cloned(), parent).into_pyobject(py)?;
+        let arguments = (
+            name.clone(),
+            request_id.cloned(),
+            attributes.cloned(),
+            parent,
+        )
+            .into_pyobject(py)?;
         let attributes = entries(attributes)
             .into_iter()
             .map(|(key, value)| Attribute::new(key, value.as_ref().to_value()))
             .collect();
         Ok(Self {
             name: text(name).into_owned(),
-            request_id: request_id.filter(|id| !id.is_none()).map(|id| text(id).into_owned()),
+            request_id: request_id
+                .filter(|id| !id.is_none())
+                .map(|id| text(id).into_owned()),
             parent,
             arguments: arguments.unbind(),
-            state: Mutex::new(State { attributes, open: Vec::new() }),
+            state: Mutex::new(State {
+                attributes,
+                open: Vec::new(),
+            }),
         })
     }
 
     /// Its own context, while it is open.
     #[getter]
     fn context(&self) -> Option<SpanContext> {
-        self.state().open.last().map(|open| SpanContext(open.context))
+        self.state()
+            .open
+            .last()
+            .map(|open| SpanContext(open.context))
     }
 
     fn set_attribute(&self, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
@@ -161,7 +177,11 @@ impl span {
                     .unwrap_or_else(|| (random_trace_id(), omnitrace::SpanContext::SAMPLED)),
                 (None, None) => (random_trace_id(), omnitrace::SpanContext::SAMPLED),
             };
-            Some(omnitrace::SpanContext { trace_id, span_id: random_span_id(), flags })
+            Some(omnitrace::SpanContext {
+                trace_id,
+                span_id: random_span_id(),
+                flags,
+            })
         };
         if let Some(context) = context
             && let Some(variable) = CURRENT.get(py)
@@ -187,7 +207,9 @@ impl span {
         _traceback: &Bound<'_, PyAny>,
     ) -> bool {
         let end = clock::now();
-        let Some(open) = self.close(py) else { return false };
+        let Some(open) = self.close(py) else {
+            return false;
+        };
         if let (Some(variable), Place::Here(token)) = (CURRENT.get(py), open.place) {
             // Closed in another context than it was opened in: then there is
             // nothing to put back.
@@ -200,7 +222,9 @@ impl span {
         // A generator that nobody wants to read to its end has not failed.
         let failed = !kind.is_none() && !error.is_instance_of::<PyGeneratorExit>();
         let failure = failed.then(|| {
-            let name = kind.getattr("__qualname__").map_or("error".into(), |n| text(&n).into_owned());
+            let name = kind
+                .getattr("__qualname__")
+                .map_or("error".into(), |n| text(&n).into_owned());
             (name, text(error).into_owned())
         });
         let parent = match (open.above, &self.request_id) {
@@ -214,10 +238,19 @@ impl span {
                 open.attributes.iter().any(|a| &*a.key == key) || failed && key == ERROR_TYPE
             };
             let first = state.attributes.iter().filter(|a| !later(&a.key));
-            let second = open.attributes.iter().filter(|a| !failed || &*a.key != ERROR_TYPE);
-            let mut attributes: Vec<(&str, ValueRef<'_>)> =
-                first.chain(second).map(|a| (&*a.key, Value::as_ref(&a.value))).collect();
-            attributes.extend(failure.iter().map(|(name, _)| (ERROR_TYPE, ValueRef::Str(name))));
+            let second = open
+                .attributes
+                .iter()
+                .filter(|a| !failed || &*a.key != ERROR_TYPE);
+            let mut attributes: Vec<(&str, ValueRef<'_>)> = first
+                .chain(second)
+                .map(|a| (&*a.key, Value::as_ref(&a.value)))
+                .collect();
+            attributes.extend(
+                failure
+                    .iter()
+                    .map(|(name, _)| (ERROR_TYPE, ValueRef::Str(name))),
+            );
             recorder.span(&FreeSpan {
                 name: &self.name,
                 start: open.start,
@@ -237,7 +270,9 @@ impl span {
 
     /// Before a generator hands an item out: its reader is not inside the span.
     fn _leave(&self, py: Python<'_>) {
-        let (Some(variable), Some(inside)) = (CURRENT.get(py), variable_value(py)) else { return };
+        let (Some(variable), Some(inside)) = (CURRENT.get(py), variable_value(py)) else {
+            return;
+        };
         let place = match self.state().open.last_mut() {
             Some(open) => std::mem::replace(&mut open.place, Place::Away(inside)),
             None => return,
@@ -250,9 +285,14 @@ impl span {
 
     /// Before the generator goes on: what it does is inside the span again.
     fn _return(&self, py: Python<'_>) {
-        let Some(variable) = CURRENT.get(py) else { return };
+        let Some(variable) = CURRENT.get(py) else {
+            return;
+        };
         let inside = match self.state().open.last() {
-            Some(Open { place: Place::Away(inside), .. }) => inside.clone_ref(py),
+            Some(Open {
+                place: Place::Away(inside),
+                ..
+            }) => inside.clone_ref(py),
             _ => return,
         };
         if let Ok(token) = variable.call_method1(py, "set", (inside,))
@@ -263,7 +303,9 @@ impl span {
     }
 
     fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Ready> {
-        Ok(Ready { value: Some(Self::__enter__(slf)?.into_any().unbind()) })
+        Ok(Ready {
+            value: Some(Self::__enter__(slf)?.into_any().unbind()),
+        })
     }
 
     fn __aexit__(
@@ -274,7 +316,9 @@ impl span {
         traceback: &Bound<'_, PyAny>,
     ) -> Ready {
         self.__exit__(py, kind, error, traceback);
-        Ready { value: Some(py.None()) }
+        Ready {
+            value: Some(py.None()),
+        }
     }
 
     /// As a decorator: each call of `function` gets a span of its own.
@@ -317,7 +361,9 @@ fn random_u64() -> u64 {
 }
 
 fn random_span_id() -> SpanId {
-    std::iter::repeat_with(random_u64).find_map(SpanId::new).unwrap_or_else(random_span_id)
+    std::iter::repeat_with(random_u64)
+        .find_map(SpanId::new)
+        .unwrap_or_else(random_span_id)
 }
 
 fn random_trace_id() -> TraceId {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from http.server import BaseHTTPRequestHandler
 
-import pytest
 from nginx_peers import Collector, Received, StartUpstream, reply
 from nginx_server import Nginx, get, tracing
 from nginx_trees import call, root, trees

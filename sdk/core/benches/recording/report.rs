@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use crate::measure::Cost;
 
-const TITLE: &str = "Recording from Rust, per span with 6 attributes (ns of CPU time)";
+const TITLE: &str = "Recording from Rust: ns of CPU time per span with 6 attributes, or per action; \
+    lost: at 100,000 records a second with the default queue";
 
 /// Crates whose version says what was compared.
 const CRATES: [&str; 6] = [
