@@ -91,6 +91,7 @@ test-python: $(T)/.packages command module $(T)/.wheel collector
 	$(VENV)/bin/pytest -q tests
 
 bench: $(T)/.wheel
+	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
 	cargo bench --locked -p omnitrace
 	$(PYTHON) tests/bench/python.py
 
