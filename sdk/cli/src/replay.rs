@@ -83,6 +83,12 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
     );
     bar.finish_and_clear();
     let summary = summary?;
+    if summary.rejected > 0 {
+        eprintln!(
+            "omnitrace: the Collector has thrown away {} of these spans (partial success)",
+            summary.rejected
+        );
+    }
     if !args.quiet {
         eprintln!(
             "omnitrace: {} spans sent to {}, {} left out that a Collector has already",

@@ -13,9 +13,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::assembler::{Assembler, Output, Scope};
 use crate::clock;
 use crate::config::Config;
-use crate::delivery::otlp::{ExportError, OtlpExporter};
+use crate::context::SpanContext;
+use crate::delivery::otlp::{ExportError, OtlpExporter, Taken};
 use crate::delivery::{Delivery, Stats};
-use crate::event::{ActionName, Event, FreeSpan};
+use crate::event::{ActionName, Event};
 use crate::id::canonical_request_id;
 use crate::legacy_log;
 use crate::queue::{DecodedAction, Queue, Record};
@@ -155,7 +156,7 @@ impl Pipeline {
     }
 }
 
-type Export = Pin<Box<dyn Future<Output = Result<(), ExportError>>>>;
+type Export = Pin<Box<dyn Future<Output = Result<Taken, ExportError>>>>;
 
 /// The exporter thread's state.
 struct Worker {
@@ -165,16 +166,22 @@ struct Worker {
     exporter: Option<Arc<OtlpExporter>>,
     source: Arc<Source>,
     began: Instant,
+    /// When the queue was last emptied.
+    now: Instant,
     stats: Arc<Mutex<Stats>>,
 }
 
 impl Worker {
     fn new(mut config: Config, recorder: Arc<Recorder>, stats: Arc<Mutex<Stats>>) -> Self {
         let resource = resource(&config);
+        let source = Arc::new(Source {
+            role: config.role.as_str().into(),
+            node: config.node.as_str().into(),
+        });
         let exporter = config
             .exporter
             .as_ref()
-            .map(|e| OtlpExporter::new(e, &resource));
+            .map(|e| OtlpExporter::new(e, Arc::clone(&source), &resource));
         let exporter = match exporter.transpose() {
             Ok(exporter) => exporter.map(Arc::new),
             Err(error) => {
@@ -185,14 +192,12 @@ impl Worker {
         };
         Self {
             assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process),
-            delivery: Delivery::new(&config),
-            source: Arc::new(Source {
-                role: config.role.into(),
-                node: config.node.into(),
-            }),
+            delivery: Delivery::new(&config, Arc::clone(&source), &resource),
+            source,
             exporter,
             recorder,
             began: Instant::now(),
+            now: Instant::now(),
             stats,
         }
     }
@@ -290,7 +295,8 @@ impl Worker {
     /// Empties the queue through the assembler into delivery.
     fn drain(&mut self) {
         let mut output = Output::default();
-        let now = self.began.elapsed().as_nanos() as u64;
+        self.now = Instant::now();
+        let now = self.now.saturating_duration_since(self.began).as_nanos() as u64;
         let recorder = Arc::clone(&self.recorder);
         recorder
             .queue
@@ -310,8 +316,7 @@ impl Worker {
     fn hand_over(&mut self, output: Output) {
         self.delivery.stats.unsampled += output.unsampled;
         self.delivery.stats.contradictory += output.contradictory;
-        self.delivery
-            .accept(output.spans, output.loose, Instant::now());
+        self.delivery.accept(output.spans, output.loose, self.now);
     }
 
     fn take(&mut self, record: Record<'_>, output: &mut Output) {
@@ -325,17 +330,12 @@ impl Worker {
             }
             Record::Span(span) => {
                 self.delivery.stats.events += 1;
-                let free = FreeSpan {
-                    name: span.name,
-                    start: span.start,
-                    end: span.end,
-                    span_id: span.span_id,
-                    parent: span.parent,
-                    kind: span.kind,
-                    error: span.error,
-                    attributes: &span.attributes,
-                };
-                self.assembler.free_span(&free, &self.source, output);
+                let place = self.assembler.place(span.parent);
+                if place.flags & SpanContext::SAMPLED == 0 {
+                    output.unsampled += 1;
+                } else {
+                    self.delivery.accept_free(&span, &place, self.now);
+                }
             }
             Record::Action(action) => self.take_action(action, output),
         }
@@ -391,7 +391,7 @@ impl Worker {
 }
 
 /// Waits for the export on the wire; for ever when there is none.
-async fn ready(on_wire: &mut Option<Export>) -> Result<(), ExportError> {
+async fn ready(on_wire: &mut Option<Export>) -> Result<Taken, ExportError> {
     match on_wire {
         Some(export) => export.await,
         None => std::future::pending().await,

@@ -19,6 +19,8 @@ use crate::reader::Log;
 const BATCH: usize = 512;
 /// Attempts at one batch before giving up.
 const ATTEMPTS: u32 = 6;
+/// Longest pause between two attempts, whatever Retry-After says.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause after the first failed attempt; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -34,6 +36,8 @@ pub struct Options {
 pub struct Summary {
     /// Spans sent.
     pub sent: usize,
+    /// Spans of these that the Collector has thrown away.
+    pub rejected: usize,
     /// Spans left out because a Collector has taken them already.
     pub skipped: usize,
 }
@@ -125,7 +129,7 @@ impl Sender<'_> {
             let source = Arc::clone(&span.source);
             if !self.targets.contains_key(&source) {
                 let resource = resource(self.vocabulary, &source);
-                let exporter = OtlpExporter::new(self.config, &resource)?;
+                let exporter = OtlpExporter::new(self.config, Arc::clone(&source), &resource)?;
                 self.targets.insert(
                     Arc::clone(&source),
                     Target {
@@ -158,22 +162,24 @@ impl Sender<'_> {
         Ok(self.summary)
     }
 
-    async fn export(&mut self, source: &Arc<Source>, batch: Vec<Span>) -> Result<(), ReplayError> {
-        let Some(target) = self.targets.get(source).filter(|_| !batch.is_empty()) else {
+    async fn export(&mut self, source: &Arc<Source>, spans: Vec<Span>) -> Result<(), ReplayError> {
+        let Some(target) = self.targets.get(source) else {
+            return Ok(());
+        };
+        let Some(batch) = target.exporter.batch(spans) else {
             return Ok(());
         };
         let mut pause = FIRST_PAUSE;
-        for attempt in 1.. {
-            let reason = match target.exporter.export(&batch).await {
-                Ok(()) => break,
-                Err(reason) => reason,
-            };
-            match reason {
-                ExportError::Retryable { after, .. } if attempt < ATTEMPTS => {
-                    tokio::time::sleep(after.unwrap_or(pause).min(Duration::from_secs(30))).await;
+        let mut attempt = 1;
+        let taken = loop {
+            match target.exporter.export(&batch).await {
+                Ok(taken) => break taken,
+                Err(ExportError::Retryable { after, .. }) if attempt < ATTEMPTS => {
+                    tokio::time::sleep(after.unwrap_or(pause).min(LONGEST_PAUSE)).await;
                     pause *= 2;
+                    attempt += 1;
                 }
-                reason => {
+                Err(reason) => {
                     return Err(ReplayError::Export {
                         endpoint: self.config.endpoint.clone(),
                         sent: self.summary.sent,
@@ -181,7 +187,8 @@ impl Sender<'_> {
                     });
                 }
             }
-        }
+        };
+        self.summary.rejected += usize::try_from(taken.rejected).unwrap_or(0);
         self.summary.sent += batch.len();
         (self.progress)(batch.len());
         Ok(())

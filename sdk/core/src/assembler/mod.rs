@@ -17,9 +17,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::context::SpanContext;
-use crate::event::{ActionName, Event, FreeSpan, Parent};
+use crate::delivery::Place;
+use crate::event::{ActionName, Event, Parent};
 use crate::id::{SpanId, TraceId, canonical_request_id};
-use crate::span::{Link, PhaseOrigin, Source, Span, Status};
+use crate::span::{Link, PhaseOrigin, Source, Span};
 use crate::value::Attribute;
 use crate::vocabulary::{PhaseId, RoleId, Vocabulary};
 
@@ -187,39 +188,28 @@ impl Assembler {
         }
     }
 
-    /// Takes a finished free span in and puts it where it belongs.
-    pub fn free_span(&mut self, span: &FreeSpan<'_>, source: &Arc<Source>, output: &mut Output) {
-        let (trace_id, parent, flags) = match span.parent {
-            Parent::Span(context) => (context.trace_id, Some(context.span_id), context.flags),
-            Parent::Root(trace_id) => (trace_id, None, SpanContext::SAMPLED),
-            Parent::Request(id) => self.entry_span(canonical_request_id(id)),
-        };
-        if flags & SpanContext::SAMPLED == 0 {
-            output.unsampled += 1;
-            return;
+    /// Where a free span belongs.
+    pub fn place(&self, parent: Parent<'_>) -> Place {
+        match parent {
+            Parent::Span(context) => Place {
+                trace_id: context.trace_id,
+                parent: Some(context.span_id),
+                flags: context.flags,
+            },
+            Parent::Root(trace_id) => Place {
+                trace_id,
+                parent: None,
+                flags: SpanContext::SAMPLED,
+            },
+            Parent::Request(id) => {
+                let (trace_id, parent, flags) = self.entry_span(canonical_request_id(id));
+                Place {
+                    trace_id,
+                    parent,
+                    flags,
+                }
+            }
         }
-        output.spans.push(Span {
-            trace_id,
-            span_id: span.span_id,
-            parent_span_id: parent,
-            flags,
-            name: span.name.into(),
-            kind: span.kind,
-            start: span.start,
-            end: span.end.max(span.start),
-            status: span
-                .error
-                .map_or(Status::Unset, |text| Status::Error(text.into())),
-            attributes: span
-                .attributes
-                .iter()
-                .map(|(key, value)| Attribute::new(*key, value.to_value()))
-                .collect(),
-            events: Vec::new(),
-            links: Vec::new(),
-            source: Arc::clone(source),
-            origin: None,
-        });
     }
 
     /// The SERVER span of a request's latest visit: what a free span of that

@@ -1,13 +1,16 @@
 //! Delivery: Collector, else legacy log, else a counted drop.
 //!
 //! ```text
-//!  span ─► waiting ─► on the wire ─┬─► exported
-//!             ▲                    └─ refused ─────────┐
-//!             └── may be retried ◄─┘                   ▼
-//!             └── waited too long, or too much waits ─► legacy log ─► dropped
+//!  span ─► open batch ─► waiting ─► on the wire ─┬─► exported
+//!                           ▲                    └─ refused ─────────┐
+//!                           └── may be retried ◄─┘                   ▼
+//!                           └── waited too long, or too much waits ─► legacy log ─► dropped
 //! ```
-//! Everything here runs on the exporter thread.
+//! A batch stays together and is bytes from the start. Everything here runs on the
+//! exporter thread.
 
+mod batch;
+mod encode;
 pub mod otlp;
 mod stats;
 
@@ -18,10 +21,15 @@ use std::time::{Duration, Instant};
 use crate::assembler::LooseEvent;
 use crate::config::{Config, LegacyLogMode};
 use crate::legacy_log::{self, Entry, LegacyLog, LineFormatter};
-use crate::span::Span;
+use crate::queue::DecodedSpan;
+use crate::span::{Source, Span};
+use crate::value::Attribute;
 use crate::vocabulary::Vocabulary;
 
-use otlp::ExportError;
+use batch::{Batch, OpenBatch};
+use encode::Envelope;
+pub use encode::Place;
+use otlp::{ExportError, Taken};
 pub use stats::Stats;
 
 /// Pause after the first failed attempt; doubles up to the longest.
@@ -37,6 +45,8 @@ const MAX_LOOSE: usize = 65_536;
 
 /// Reason for a drop: the Collector and the log both failed.
 const NOT_DELIVERED: &str = "not_delivered";
+/// Reason for a drop: the Collector took the batch but not all of its spans.
+const REJECTED: &str = "rejected";
 /// Reason for a drop: the legacy log could not be written.
 const LOG_FAILED: &str = "legacy_log_failed";
 
@@ -52,19 +62,16 @@ pub(crate) struct Delivery {
     log: LegacyLog,
     lines: LineFormatter,
     buffer: Vec<u8>,
-    waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
-    on_wire: Vec<Waiting>,
+    source: Arc<Source>,
+    envelope: Envelope,
+    open: OpenBatch,
+    waiting: VecDeque<Arc<Batch>>,
+    on_wire: Option<Arc<Batch>>,
     /// Events that no span holds share the fate of the spans of their time.
     loose: VecDeque<(Instant, LooseEvent)>,
     failing: Option<Failing>,
     log_failing: bool,
     pub(crate) stats: Stats,
-}
-
-struct Waiting {
-    span: Span,
-    since: Instant,
 }
 
 /// The Collector has not taken the last batch.
@@ -74,7 +81,8 @@ struct Failing {
 }
 
 impl Delivery {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, source: Arc<Source>, resource: &[Attribute]) -> Self {
+        let envelope = Envelope::new(resource);
         Self {
             vocabulary: Arc::clone(&config.vocabulary),
             has_exporter: config.exporter.is_some(),
@@ -90,9 +98,11 @@ impl Delivery {
             ),
             lines: LineFormatter::default(),
             buffer: Vec::new(),
+            source,
+            open: OpenBatch::new(&envelope, 0),
+            envelope,
             waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            on_wire: Vec::new(),
+            on_wire: None,
             loose: VecDeque::new(),
             failing: None,
             log_failing: false,
@@ -119,20 +129,28 @@ impl Delivery {
         self.buffer.clear();
     }
 
-    /// Takes finished spans and events that no span holds.
+    /// Takes a finished free span as it comes out of the queue.
+    pub(crate) fn accept_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
+        self.stats.created += 1;
+        self.open.push_free(span, place, now);
+        if self.mode == LegacyLogMode::Always {
+            // A phase's lines are written as its events come; a free span has none
+            // before this.
+            let span = span.to_span(place, &self.source);
+            for entry in legacy_log::span_entries(&self.vocabulary, &span) {
+                self.lines.entry(entry, &mut self.buffer);
+            }
+        }
+        self.seal_if_full();
+    }
+
+    /// Takes finished spans of phases, and events that no span holds.
     pub(crate) fn accept(&mut self, spans: Vec<Span>, loose: Vec<LooseEvent>, now: Instant) {
         self.stats.created += spans.len() as u64;
         self.stats.events_loose += loose.len() as u64;
         for span in spans {
-            if self.mode == LegacyLogMode::Always && span.origin.is_none() {
-                // A phase's lines were written as its events came; a free span
-                // has none before this.
-                for entry in legacy_log::span_entries(&self.vocabulary, &span) {
-                    self.lines.entry(entry, &mut self.buffer);
-                }
-            }
-            self.waiting_bytes += span.memory();
-            self.waiting.push_back(Waiting { span, since: now });
+            self.open.push(span, now);
+            self.seal_if_full();
         }
         if self.mode == LegacyLogMode::Fallback {
             self.loose
@@ -145,85 +163,96 @@ impl Delivery {
         self.keep_bounds(now);
     }
 
+    fn seal_if_full(&mut self) {
+        if self.open.len() >= self.max_batch || self.open.is_full() {
+            self.seal();
+        }
+    }
+
+    fn seal(&mut self) {
+        let batch = self.open.seal(&self.envelope);
+        self.waiting.extend(batch.map(Arc::new));
+    }
+
     /// Sends to the log what has waited too long or is too much.
     fn keep_bounds(&mut self, now: Instant) {
         if !self.has_exporter {
             self.spill_waiting();
             return;
         }
-        if self.failing.is_some() {
-            let expired = self
-                .waiting
-                .iter()
-                .take_while(|w| now.saturating_duration_since(w.since) >= self.export_timeout)
-                .count();
-            self.spill_first(expired);
-        }
-        let too_many = self.waiting.len().saturating_sub(self.max_waiting_spans);
-        self.spill_first(too_many);
-        if self.waiting_bytes > self.max_waiting_bytes {
-            // Half at once: spilling span by span would open and close the log.
-            self.spill_first(self.waiting.len().div_ceil(2));
+        while let Some(oldest) = self.waiting.front() {
+            let waited = now.saturating_duration_since(oldest.since);
+            let expired = self.failing.is_some() && waited >= self.export_timeout;
+            let spans: usize = self.waiting.iter().map(|b| b.len()).sum();
+            let bytes: usize = self.waiting.iter().map(|b| b.memory()).sum();
+            let too_much = spans + self.open.len() > self.max_waiting_spans
+                || bytes + self.open.memory() > self.max_waiting_bytes;
+            if !expired && !too_much {
+                break;
+            }
+            self.spill_first();
         }
     }
 
-    fn spill_first(&mut self, count: usize) {
-        if count == 0 {
-            return;
+    fn spill_first(&mut self) {
+        if let Some(batch) = self.waiting.pop_front() {
+            self.spill(&batch);
         }
-        let spans: Vec<Waiting> = self.waiting.drain(..count).collect();
-        self.waiting_bytes -= spans.iter().map(|w| w.span.memory()).sum::<usize>();
-        self.spill(&spans);
     }
 
     /// Gives up on the Collector for everything that waits.
     pub(crate) fn spill_waiting(&mut self) {
-        self.spill_first(self.waiting.len());
+        self.seal();
+        while !self.waiting.is_empty() {
+            self.spill_first();
+        }
     }
 
     /// Gives up on the Collector for the batch on the wire.
     pub(crate) fn spill_wire(&mut self) {
-        let spans = std::mem::take(&mut self.on_wire);
-        self.spill(&spans);
+        if let Some(batch) = self.on_wire.take() {
+            self.spill(&batch);
+        }
     }
 
-    /// Takes out the events without a span up to the latest of `spans`.
-    fn loose_until(&mut self, spans: &[Waiting]) -> Vec<LooseEvent> {
-        let latest = spans.iter().map(|w| w.since).max();
+    /// Takes out the events without a span that came before the end of `batch`.
+    fn loose_until(&mut self, batch: &Batch) -> Vec<LooseEvent> {
         let count = self
             .loose
             .iter()
-            .take_while(|(since, _)| Some(*since) <= latest)
+            .take_while(|(since, _)| *since <= batch.until)
             .count();
         self.loose.drain(..count).map(|(_, event)| event).collect()
     }
 
-    fn spill(&mut self, spans: &[Waiting]) {
-        if spans.is_empty() {
-            return;
-        }
-        let loose = self.loose_until(spans);
-        let count = spans.len() as u64;
+    fn spill(&mut self, batch: &Batch) {
+        let loose = self.loose_until(batch);
         let reason = match self.mode {
             LegacyLogMode::Off => Some(NOT_DELIVERED),
             LegacyLogMode::Always if self.log_failing => Some(LOG_FAILED),
             LegacyLogMode::Always => None,
             LegacyLogMode::Fallback => {
-                let mut lines = Vec::with_capacity(spans.len() * 256);
+                let spans = batch.decode(&self.source);
                 let entries = spans
                     .iter()
-                    .flat_map(|w| legacy_log::span_entries(&self.vocabulary, &w.span))
+                    .flat_map(|span| legacy_log::span_entries(&self.vocabulary, span))
                     .chain(loose.iter().map(legacy_log::loose_entry))
                     .collect();
+                let mut lines = Vec::with_capacity(spans.len() * 256);
                 for entry in legacy_log::merge(entries) {
                     self.lines.entry(entry, &mut lines);
                 }
                 (!self.append(&lines)).then_some(LOG_FAILED)
             }
         };
-        match reason {
-            None => self.stats.logged += count,
-            Some(reason) => *self.stats.dropped.entry(reason).or_default() += count,
+        self.book(batch.len() as u64, reason);
+    }
+
+    /// Books spans as logged, or as dropped for a reason.
+    fn book(&mut self, spans: u64, dropped: Option<&'static str>) {
+        match dropped {
+            None => self.stats.logged += spans,
+            Some(reason) => *self.stats.dropped.entry(reason).or_default() += spans,
         }
     }
 
@@ -252,58 +281,40 @@ impl Delivery {
         }
     }
 
-    /// The next batch to send, if it is time; `all` asks for it at once. The
-    /// spans stay here until [`Self::settle`].
-    pub(crate) fn next_batch(&mut self, now: Instant, all: bool) -> Option<Vec<Span>> {
-        let oldest = self.waiting.front()?;
-        if !self.has_exporter || !self.on_wire.is_empty() {
+    /// The next batch to send, if it is time; `all` asks for it at once. It is
+    /// kept here too until [`Self::settle`].
+    pub(crate) fn next_batch(&mut self, now: Instant, all: bool) -> Option<Arc<Batch>> {
+        if !self.has_exporter || self.on_wire.is_some() {
             return None;
         }
-        let due = all
-            || self.waiting.len() >= self.max_batch
-            || now.saturating_duration_since(oldest.since) >= self.schedule_delay;
         let paused = self.failing.as_ref().is_some_and(|f| now < f.next_attempt);
-        if !due || (paused && !all) {
+        if paused && !all {
             return None;
         }
-        let count = self.waiting.len().min(self.max_batch);
-        self.on_wire = self.waiting.drain(..count).collect();
-        self.waiting_bytes -= self.on_wire.iter().map(|w| w.span.memory()).sum::<usize>();
-        Some(self.on_wire.iter().map(|w| w.span.clone()).collect())
+        let due = self.open.since().is_some_and(|since| {
+            all || now.saturating_duration_since(since) >= self.schedule_delay
+        });
+        if due && self.waiting.is_empty() {
+            self.seal();
+        }
+        self.on_wire = self.waiting.pop_front();
+        self.on_wire.clone()
     }
 
     /// Books the outcome of the batch on the wire.
-    pub(crate) fn settle(&mut self, result: Result<(), ExportError>, now: Instant, wall: u64) {
+    pub(crate) fn settle(&mut self, result: Result<Taken, ExportError>, now: Instant, wall: u64) {
+        let Some(batch) = self.on_wire.take() else {
+            return;
+        };
         match result {
-            Ok(()) => {
-                let taken = std::mem::take(&mut self.on_wire);
-                self.stats.exported += taken.len() as u64;
-                self.loose_until(&taken);
-                self.stats.last_error = None;
-                if let Some(failing) = self.failing.take()
-                    && failing.attempts > 1
-                {
-                    tracing::warn!(
-                        "the Collector takes spans again after {} failed attempts; {} spans are in the legacy log in {}",
-                        failing.attempts,
-                        self.stats.logged,
-                        self.log.directory().display(),
-                    );
-                }
-                if self.mode == LegacyLogMode::Always {
-                    let ids: Vec<_> = taken.iter().map(|w| w.span.span_id).collect();
-                    let mut lines = Vec::new();
-                    self.lines.exported(wall, &ids, &mut lines);
-                    self.append(&lines);
-                }
-            }
+            Ok(taken) => self.book_taken(&batch, &taken, wall),
             Err(ExportError::Refused { reason }) => {
                 tracing::error!(
                     "{} spans were refused for good: {reason}; they go to the legacy log",
-                    self.on_wire.len()
+                    batch.len()
                 );
                 self.stats.last_error = Some(reason);
-                self.spill_wire();
+                self.spill(&batch);
             }
             Err(ExportError::Retryable { reason, after }) => {
                 let attempts = self
@@ -325,23 +336,53 @@ impl Delivery {
                     attempts,
                     next_attempt: now + pause,
                 });
-                let again = std::mem::take(&mut self.on_wire);
-                self.waiting_bytes += again.iter().map(|w| w.span.memory()).sum::<usize>();
-                for waiting in again.into_iter().rev() {
-                    self.waiting.push_front(waiting);
-                }
+                self.waiting.push_front(batch);
                 self.keep_bounds(now);
             }
         }
     }
 
+    fn book_taken(&mut self, batch: &Batch, taken: &Taken, wall: u64) {
+        let spans = batch.len() as u64;
+        let rejected = taken.rejected.min(spans);
+        self.stats.exported += spans - rejected;
+        if rejected > 0 {
+            // Which ones it does not say; sending them again is forbidden (OTLP
+            // specification, "Partial Success").
+            tracing::warn!(
+                "the Collector has rejected {rejected} spans: {}",
+                taken.reason
+            );
+            self.book(rejected, Some(REJECTED));
+        }
+        self.loose_until(batch);
+        self.stats.last_error = None;
+        if let Some(failing) = self.failing.take()
+            && failing.attempts > 1
+        {
+            tracing::warn!(
+                "the Collector takes spans again after {} failed attempts; {} spans are in the legacy log in {}",
+                failing.attempts,
+                self.stats.logged,
+                self.log.directory().display(),
+            );
+        }
+        if self.mode == LegacyLogMode::Always {
+            let mut lines = Vec::new();
+            self.lines.exported(wall, &batch.span_ids(), &mut lines);
+            self.append(&lines);
+        }
+    }
+
     /// When there is next something to do without new spans.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        let oldest = self.waiting.front()?;
-        if !self.on_wire.is_empty() {
+        if self.on_wire.is_some() {
             return None;
         }
-        let due = oldest.since + self.schedule_delay;
+        let due = match self.waiting.front() {
+            Some(batch) => batch.since,
+            None => self.open.since()? + self.schedule_delay,
+        };
         Some(
             self.failing
                 .as_ref()
@@ -355,7 +396,8 @@ impl Delivery {
 
     /// Spans that are neither exported nor logged nor dropped.
     pub(crate) fn in_flight(&self) -> usize {
-        self.waiting.len() + self.on_wire.len()
+        let batches = self.waiting.iter().chain(&self.on_wire);
+        self.open.len() + batches.map(|b| b.len()).sum::<usize>()
     }
 }
 
@@ -368,3 +410,6 @@ fn jittered(attempts: u32, seed: u64) -> Duration {
     let random = xxhash_rust::xxh3::xxh3_64(&seed.to_le_bytes()) % 1000;
     full.mul_f64(1.0 - random as f64 / 2000.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,14 @@
-//! Spans to a Collector, by opentelemetry-otlp.
+//! Batches to a Collector.
+//!
+//! HTTP with protobuf, the default, sends the bytes as they are. The other two
+//! protocols go by opentelemetry-otlp, for which the spans are made messages again.
 
 use std::fmt;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use flate2::write::GzEncoder;
 use opentelemetry::trace as api;
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_http::{Bytes, HttpError, Request, Response};
@@ -11,21 +16,50 @@ use opentelemetry_otlp::{
     Compression, ExporterBuildError, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
     WithTonicConfig,
 };
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use prost::Message as _;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{ExporterConfig, Protocol};
-use crate::span::{Span, SpanKind, Status};
+use crate::span::{Source, Span, SpanKind, Status};
 use crate::value::{Attribute, Value};
 
+pub use super::batch::Batch;
+use super::encode::{Envelope, SCOPE, VERSION};
+
 /// Sends batches of spans of one resource to one endpoint.
-#[derive(Debug)]
 pub struct OtlpExporter {
-    exporter: SpanExporter,
-    scope: InstrumentationScope,
+    transport: Transport,
+    envelope: Envelope,
+    source: Arc<Source>,
     timeout: Duration,
-    http: Option<Answers>,
+}
+
+enum Transport {
+    /// HTTP with protobuf bodies.
+    Http {
+        client: reqwest::Client,
+        request: Box<reqwest::Request>,
+        gzip: bool,
+    },
+    /// gRPC, or HTTP with JSON bodies: then with the client's last answer.
+    Library {
+        exporter: Box<SpanExporter>,
+        scope: InstrumentationScope,
+        http: Option<Answers>,
+    },
+}
+
+/// What a Collector said to a batch that it took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Spans of it that it has thrown away.
+    pub rejected: u64,
+    /// Why.
+    pub reason: String,
 }
 
 /// Why a batch was not taken.
@@ -64,106 +98,194 @@ pub enum ExporterError {
 }
 
 impl OtlpExporter {
-    /// An exporter for spans of the resource with these attributes; to be called
-    /// on the runtime that will export.
-    pub fn new(config: &ExporterConfig, resource: &[Attribute]) -> Result<Self, ExporterError> {
+    /// An exporter for spans that `source` records, with these resource
+    /// attributes; to be called on the runtime that will export.
+    pub fn new(
+        config: &ExporterConfig,
+        source: Arc<Source>,
+        resource: &[Attribute],
+    ) -> Result<Self, ExporterError> {
         // Ok(()) and Err(_) both mean that a provider is there.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (builder, http) = match config.protocol {
-            Protocol::Grpc => (grpc(config), None),
-            Protocol::HttpProtobuf => {
-                let (exporter, answers) = http(config, opentelemetry_otlp::Protocol::HttpBinary)?;
-                (exporter, Some(answers))
-            }
+        let transport = match config.protocol {
+            Protocol::HttpProtobuf => http_protobuf(config)?,
             Protocol::HttpJson => {
-                let (exporter, answers) = http(config, opentelemetry_otlp::Protocol::HttpJson)?;
-                (exporter, Some(answers))
+                let (exporter, answers) = http_json(config)?;
+                library(config, resource, exporter, Some(answers))?
             }
+            Protocol::Grpc => library(config, resource, grpc(config), None)?,
         };
-        let mut exporter = builder.map_err(|source| ExporterError::Build {
-            endpoint: config.endpoint.clone(),
-            source,
-        })?;
-        let attributes = resource.iter().map(key_value).collect::<Vec<_>>();
-        exporter.set_resource(
-            &Resource::builder_empty()
-                .with_attributes(attributes)
-                .build(),
-        );
-        let scope = InstrumentationScope::builder("omnitrace")
-            .with_version(env!("CARGO_PKG_VERSION"))
-            .build();
+        let envelope = Envelope::new(resource);
         Ok(Self {
-            exporter,
-            scope,
+            transport,
+            envelope,
+            source,
             timeout: config.timeout,
-            http,
         })
     }
 
-    /// Sends one batch; one attempt.
-    pub async fn export(&self, batch: &[Span]) -> Result<(), ExportError> {
-        let data = batch
-            .iter()
-            .map(|span| span_data(span, &self.scope))
-            .collect();
-        // The transport's own timeout does not cover every way of being stuck.
-        let attempt = tokio::time::timeout(self.timeout, self.exporter.export(data));
-        match attempt.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.classify(&error)),
-            Err(_) => Err(ExportError::Retryable {
-                reason: format!("no answer within {:?}", self.timeout),
-                after: None,
-            }),
-        }
+    /// A batch of these spans; none if there are none.
+    pub fn batch(&self, spans: Vec<Span>) -> Option<Batch> {
+        Batch::of(spans, &self.envelope)
     }
 
-    /// Tells what may be tried again from what may not (OTLP specification,
-    /// "Failures").
-    fn classify(&self, error: &OTelSdkError) -> ExportError {
-        let retryable = |reason| ExportError::Retryable {
-            reason,
-            after: None,
-        };
-        match &self.http {
-            Some(answers) => match answers.take() {
-                Some(Answer::Status { code, retry_after }) => {
-                    let reason = format!("the endpoint answered HTTP status {code}");
-                    match code {
-                        429 | 502 | 503 | 504 => ExportError::Retryable {
-                            reason,
-                            after: retry_after,
-                        },
-                        _ => ExportError::Refused { reason },
-                    }
-                }
-                Some(Answer::Failed(reason)) => retryable(reason),
-                None => retryable(error.to_string()),
-            },
-            None => {
-                let reason = error.to_string();
-                const RETRYABLE: [&str; 7] = [
-                    "Cancelled",
-                    "DeadlineExceeded",
-                    "ResourceExhausted",
-                    "Aborted",
-                    "OutOfRange",
-                    "Unavailable",
-                    "DataLoss",
-                ];
-                // opentelemetry-otlp keeps the code only in its text.
-                let code = reason.split("gRPC code: ").nth(1).unwrap_or_default();
-                // A connection that fails below gRPC comes as Unknown with a source.
-                let below = code.starts_with("Unknown:");
-                if below || RETRYABLE.iter().any(|c| code.starts_with(c)) || code.is_empty() {
-                    retryable(reason)
+    /// Sends one batch; one attempt.
+    pub async fn export(&self, batch: &Batch) -> Result<Taken, ExportError> {
+        // The transport's own timeout does not cover every way of being stuck.
+        let attempt = tokio::time::timeout(self.timeout, self.attempt(batch));
+        attempt.await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {:?}", self.timeout);
+            Err(ExportError::Retryable {
+                reason,
+                after: None,
+            })
+        })
+    }
+
+    async fn attempt(&self, batch: &Batch) -> Result<Taken, ExportError> {
+        match &self.transport {
+            Transport::Http {
+                client,
+                request,
+                gzip,
+            } => {
+                // A request without a body can be cloned.
+                let Some(mut request) = request.try_clone() else {
+                    return Err(retryable("the request cannot be made".to_owned()));
+                };
+                let body = if *gzip {
+                    compress(&batch.body())
                 } else {
-                    ExportError::Refused { reason }
+                    batch.body()
+                };
+                *request.body_mut() = Some(body.into());
+                let answer = exchange(client, request).await;
+                match answer.map_err(|e| retryable(Chain(&e).to_string()))? {
+                    (
+                        Answer::Status {
+                            code: 200..=299, ..
+                        },
+                        body,
+                    ) => Ok(taken(&body)),
+                    (answer, _) => Err(answer.into()),
+                }
+            }
+            Transport::Library {
+                exporter,
+                scope,
+                http,
+            } => {
+                let spans = batch.decode(&self.source);
+                let data = spans.iter().map(|span| span_data(span, scope)).collect();
+                match exporter.export(data).await {
+                    Ok(()) => Ok(Taken::default()),
+                    Err(error) => Err(match http {
+                        Some(answers) => {
+                            let answer = answers.take();
+                            answer.map_or_else(|| retryable(error.to_string()), Into::into)
+                        }
+                        None => classify_grpc(&error),
+                    }),
                 }
             }
         }
     }
+}
+
+fn retryable(reason: String) -> ExportError {
+    ExportError::Retryable {
+        reason,
+        after: None,
+    }
+}
+
+/// Tells what may be tried again from what may not (OTLP specification,
+/// "Failures").
+impl From<Answer> for ExportError {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Status { code, retry_after } => {
+                let reason = format!("the endpoint answered HTTP status {code}");
+                match code {
+                    429 | 502 | 503 | 504 => Self::Retryable {
+                        reason,
+                        after: retry_after,
+                    },
+                    _ => Self::Refused { reason },
+                }
+            }
+            Answer::Failed(reason) => retryable(reason),
+        }
+    }
+}
+
+fn classify_grpc(error: &OTelSdkError) -> ExportError {
+    const RETRYABLE: [&str; 7] = [
+        "Cancelled",
+        "DeadlineExceeded",
+        "ResourceExhausted",
+        "Aborted",
+        "OutOfRange",
+        "Unavailable",
+        "DataLoss",
+    ];
+    let reason = error.to_string();
+    // opentelemetry-otlp keeps the code only in its text.
+    let code = reason.split("gRPC code: ").nth(1).unwrap_or_default();
+    // A connection that fails below gRPC comes as Unknown with a source.
+    let below = code.starts_with("Unknown:") || code.is_empty();
+    if below || RETRYABLE.iter().any(|c| code.starts_with(c)) {
+        retryable(reason)
+    } else {
+        ExportError::Refused { reason }
+    }
+}
+
+/// What the Collector says about a batch that it has taken.
+fn taken(body: &[u8]) -> Taken {
+    let partial = ExportTraceServiceResponse::decode(body)
+        .ok()
+        .and_then(|r| r.partial_success);
+    partial.map_or_else(Taken::default, |partial| Taken {
+        rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
+        reason: partial.error_message,
+    })
+}
+
+fn compress(body: &[u8]) -> Bytes {
+    let mut gzip = GzEncoder::new(
+        Vec::with_capacity(body.len() / 4),
+        flate2::Compression::fast(),
+    );
+    // Writing to memory cannot fail.
+    let _ = gzip.write_all(body);
+    gzip.finish().unwrap_or_default().into()
+}
+
+fn library(
+    config: &ExporterConfig,
+    resource: &[Attribute],
+    exporter: Result<SpanExporter, ExporterBuildError>,
+    http: Option<Answers>,
+) -> Result<Transport, ExporterError> {
+    let mut exporter = exporter.map_err(|source| ExporterError::Build {
+        endpoint: config.endpoint.clone(),
+        source,
+    })?;
+    let attributes = resource.iter().map(key_value).collect::<Vec<_>>();
+    exporter.set_resource(
+        &Resource::builder_empty()
+            .with_attributes(attributes)
+            .build(),
+    );
+    let scope = InstrumentationScope::builder(SCOPE)
+        .with_version(VERSION)
+        .build();
+    Ok(Transport::Library {
+        exporter: Box::new(exporter),
+        scope,
+        http,
+    })
 }
 
 fn grpc(config: &ExporterConfig) -> Result<SpanExporter, ExporterBuildError> {
@@ -193,27 +315,55 @@ fn grpc(config: &ExporterConfig) -> Result<SpanExporter, ExporterBuildError> {
     builder.build()
 }
 
+fn http_client(config: &ExporterConfig) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .timeout(config.timeout)
+        .user_agent(concat!("omnitrace/", env!("CARGO_PKG_VERSION")))
+        // A collector is an internal address: proxies of the environment would
+        // see the traces.
+        .no_proxy()
+        .build()
+}
+
+fn http_protobuf(config: &ExporterConfig) -> Result<Transport, ExporterError> {
+    let client = http_client(config)?;
+    let mut headers = HeaderMap::new();
+    for (name, value) in &config.headers {
+        match (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_str(value),
+        ) {
+            (Ok(name), Ok(value)) => _ = headers.insert(name, value),
+            _ => tracing::warn!("OTLP header \"{name}\" is not a valid HTTP header: left out"),
+        }
+    }
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/x-protobuf"),
+    );
+    if config.gzip {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    let request = Box::new(client.post(&config.endpoint).headers(headers).build()?);
+    Ok(Transport::Http {
+        client,
+        request,
+        gzip: config.gzip,
+    })
+}
+
 type HttpExporter = (Result<SpanExporter, ExporterBuildError>, Answers);
 
-fn http(
-    config: &ExporterConfig,
-    protocol: opentelemetry_otlp::Protocol,
-) -> Result<HttpExporter, ExporterError> {
+fn http_json(config: &ExporterConfig) -> Result<HttpExporter, ExporterError> {
     let answers = Answers::default();
     let client = Client {
-        inner: reqwest::Client::builder()
-            .timeout(config.timeout)
-            .user_agent(concat!("omnitrace/", env!("CARGO_PKG_VERSION")))
-            // A collector is an internal address: proxies of the environment
-            // would see the traces.
-            .no_proxy()
-            .build()?,
+        inner: http_client(config)?,
         answers: answers.clone(),
     };
     let mut builder = SpanExporter::builder()
         .with_http()
         .with_http_client(client)
-        .with_protocol(protocol)
+        .with_protocol(opentelemetry_otlp::Protocol::HttpJson)
         .with_endpoint(&config.endpoint)
         .with_timeout(config.timeout)
         .with_headers(config.headers.iter().cloned().collect())
@@ -258,31 +408,38 @@ struct Client {
 #[async_trait::async_trait]
 impl opentelemetry_http::HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let result = self.exchange(request).await;
-        if let Err(error) = &result {
-            self.answers.put(Answer::Failed(Chain(error).to_string()));
+        match exchange(&self.inner, request.try_into()?).await {
+            Ok((answer, body)) => {
+                let mut response = Response::new(body);
+                if let Answer::Status { code, .. } = answer {
+                    *response.status_mut() = code.try_into()?;
+                }
+                self.answers.put(answer);
+                Ok(response)
+            }
+            Err(error) => {
+                self.answers.put(Answer::Failed(Chain(&error).to_string()));
+                Err(error.into())
+            }
         }
-        result.map_err(Into::into)
     }
 }
 
-impl Client {
-    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, reqwest::Error> {
-        let response = self.inner.execute(request.try_into()?).await?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let retry_after = headers
-            .get("retry-after")
-            .and_then(|v| v.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
-        self.answers.put(Answer::Status {
-            code: status.as_u16(),
-            retry_after,
-        });
-        let mut answer = Response::new(response.bytes().await?);
-        *answer.status_mut() = status;
-        *answer.headers_mut() = headers;
-        Ok(answer)
-    }
+async fn exchange(
+    client: &reqwest::Client,
+    request: reqwest::Request,
+) -> Result<(Answer, Bytes), reqwest::Error> {
+    let response = client.execute(request).await?;
+    let retry_after = response
+        .headers()
+        .get("retry-after")
+        .and_then(|v| v.to_str().ok()?.trim().parse().ok())
+        .map(Duration::from_secs);
+    let answer = Answer::Status {
+        code: response.status().as_u16(),
+        retry_after,
+    };
+    Ok((answer, response.bytes().await?))
 }
 
 /// An error with its causes, on one line: reqwest's own text leaves out why.

@@ -9,11 +9,14 @@
 //! attribute = key length (16) | tag (8) | value length (32) · key · value
 //! ```
 
+use std::sync::Arc;
+
 use crate::context::SpanContext;
+use crate::delivery::Place;
 use crate::event::{Action, ActionName, Attributes, FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
-use crate::span::SpanKind;
-use crate::value::ValueRef;
+use crate::span::{Source, Span, SpanKind, Status};
+use crate::value::{Attribute, ValueRef};
 use crate::vocabulary::ActionId;
 
 use super::ring::Writer;
@@ -119,6 +122,34 @@ pub(crate) struct DecodedSpan<'a> {
     pub(crate) error: Option<&'a str>,
     /// Attributes.
     pub(crate) attributes: Vec<(&'a str, ValueRef<'a>)>,
+}
+
+impl DecodedSpan<'_> {
+    /// The span, in its place.
+    pub(crate) fn to_span(&self, place: &Place, source: &Arc<Source>) -> Span {
+        Span {
+            trace_id: place.trace_id,
+            span_id: self.span_id,
+            parent_span_id: place.parent,
+            flags: place.flags,
+            name: self.name.into(),
+            kind: self.kind,
+            start: self.start,
+            end: self.end.max(self.start),
+            status: self
+                .error
+                .map_or(Status::Unset, |text| Status::Error(text.into())),
+            attributes: self
+                .attributes
+                .iter()
+                .map(|(key, value)| Attribute::new(*key, value.to_value()))
+                .collect(),
+            events: Vec::new(),
+            links: Vec::new(),
+            source: Arc::clone(source),
+            origin: None,
+        }
+    }
 }
 
 /// The part of a text that is kept: whole characters within the limit.
