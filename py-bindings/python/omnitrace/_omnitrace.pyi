@@ -1,8 +1,22 @@
 from collections.abc import Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, Callable, Protocol, TypedDict, TypeVar, final
+from typing import Any, Callable, Literal, Protocol, TypedDict, TypeVar, final
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+__all__ = [
+    "SpanContext",
+    "__version__",
+    "_after_fork_in_child",
+    "action",
+    "extract",
+    "flush",
+    "init",
+    "inject",
+    "shutdown",
+    "span",
+    "stats",
+]
 
 __version__: str
 
@@ -11,7 +25,7 @@ class _Carrier(Protocol):
 
     def get(self, key: str, /) -> str | None: ...
 
-class Stats(TypedDict):
+class _Stats(TypedDict):
     """The books of this process.
 
     At any time ``created == exported + in_flight + logged + sum(dropped.values())``.
@@ -69,20 +83,23 @@ class span:
     name: the span's name.
     request_id: hangs it under that request's SERVER span of this process; within
         another open span it hangs under that one.
-    attributes: text, integers, floats and truth values; anything else becomes text.
+    attributes: text, integers, floats and truth values; anything else becomes text,
+        and None is left out.
     parent: a context to hang it under instead, such as `extract` returns.
 
-    An exception that leaves the block marks the span as failed and goes on.
+    An exception that leaves the block marks the span as failed and goes on. A
+    decorated generator is inside its span only while it runs, not while its
+    reader does.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         name: str,
         request_id: str | None = None,
         attributes: Mapping[str, object] | None = None,
         *,
         parent: SpanContext | None = None,
-    ) -> None: ...
+    ) -> span: ...
     @property
     def context(self) -> SpanContext | None:
         """Its own context, while it is open."""
@@ -94,7 +111,7 @@ class span:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool: ...
+    ) -> Literal[False]: ...
     async def __aenter__(self) -> span: ...
     async def __aexit__(
         self,
@@ -160,6 +177,8 @@ def inject(carrier: MutableMapping[str, str], request_id: str | None = None) -> 
     service. With it: what another process *of this node* needs to go on with the
     request (``traceparent`` as it came, ``omnitrace-request-id``,
     ``omnitrace-starts``), to be given to `extract` there.
+
+    Raises what ``carrier[key] = value`` raises.
     """
 
 def flush(timeout: float = 5.0) -> bool:
@@ -173,7 +192,7 @@ def shutdown(timeout: float = 2.0) -> None:
     """Delivers what there is within ``timeout`` seconds, the rest to the legacy
     log, and stops recording. Runs at exit by itself."""
 
-def stats() -> Stats:
+def stats() -> _Stats:
     """The books of this process, as of the exporter thread's last round."""
 
 def _after_fork_in_child() -> None: ...

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::header::{HeaderName, HeaderValue};
+
 use crate::node;
 use crate::value::{Attribute, Value};
 use crate::vocabulary::Vocabulary;
@@ -345,11 +347,21 @@ impl Env<'_> {
         let timeout = self
             .otlp("TIMEOUT")
             .map_or("OTEL_EXPORTER_OTLP_TIMEOUT".into(), |(v, _)| v);
-        let headers = self.otlp("HEADERS").unwrap_or_default();
+        let (variable, text) = self.otlp("HEADERS").unwrap_or_default();
+        let mut headers = self.pairs(&variable, &text);
+        headers.retain(|(name, value)| {
+            let valid = name.parse::<HeaderName>().is_ok() && value.parse::<HeaderValue>().is_ok();
+            if !valid {
+                self.warnings.push(format!(
+                    "{variable}: \"{name}\" is not an HTTP header: ignored"
+                ));
+            }
+            valid
+        });
         Some(ExporterConfig {
             endpoint,
             protocol,
-            headers: self.pairs(&headers.0, &headers.1),
+            headers,
             gzip,
             timeout: self.millis(&timeout, 10_000),
         })
@@ -372,7 +384,13 @@ pub fn base_endpoint(base: Option<String>, protocol: Protocol) -> String {
 /// Whether an endpoint is a URL that can be exported to.
 pub fn check_endpoint(endpoint: &str) -> Result<(), String> {
     let url = reqwest::Url::parse(endpoint).map_err(|e| format!("is not a URL ({e})"))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+    // The parser also takes "http:/host".
+    let begins = |scheme| {
+        endpoint
+            .get(..str::len(scheme))
+            .is_some_and(|s| s.eq_ignore_ascii_case(scheme))
+    };
+    if !(begins("http://") || begins("https://")) || url.host_str().is_none() {
         return Err("does not begin with http:// or https:// and a host".to_owned());
     }
     Ok(())

@@ -139,6 +139,16 @@ impl fmt::Debug for SpanId {
 /// engine) where that is beyond doubt: after a UUID or 32 hexadecimal digits.
 /// A client's own id such as `job-deadbeef` keeps its end. Case is kept.
 pub fn canonical_request_id(id: &str) -> &str {
+    // A client may send what a server has answered it: then it has two prefixes.
+    let mut id = id;
+    while let Some(shorter) = without_prefix(id) {
+        id = shorter;
+    }
+    id
+}
+
+/// The id without one prefix and what belongs to it; None if there is none.
+fn without_prefix(id: &str) -> Option<&str> {
     let unnumbered = match id.split_once('_') {
         Some((number, rest))
             if !number.is_empty()
@@ -149,16 +159,13 @@ pub fn canonical_request_id(id: &str) -> &str {
         }
         _ => id,
     };
-    let base = match unnumbered
+    let base = unnumbered
         .strip_prefix("chatcmpl-")
         .or_else(|| unnumbered.strip_prefix("cmpl-"))
-    {
-        Some(base) if !base.is_empty() => base,
-        _ => return id,
-    };
+        .filter(|base| !base.is_empty())?;
     match unique_part(base) {
-        Some(length) if is_vllm_suffix(&base[length..]) => &base[..length],
-        _ => base,
+        Some(length) if is_vllm_suffix(&base[length..]) => Some(&base[..length]),
+        _ => Some(base),
     }
 }
 
@@ -218,6 +225,7 @@ mod tests {
             ("chatcmpl-job-deadbeef", "job-deadbeef"),
             ("chatcmpl-", "chatcmpl-"),
             ("7_job", "7_job"),
+            ("chatcmpl-chatcmpl-x", "x"),
             ("Case Kept \"x\"", "Case Kept \"x\""),
             (
                 "chatcmpl-38A4F1C05B1E4C529C0D0123456789AB-0011aaBB",

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::context::SpanContext;
 use crate::delivery::otlp::{ExportError, OtlpExporter, Taken};
 use crate::delivery::{Delivery, Stats};
-use crate::event::{ActionName, Event};
+use crate::event::{ActionName, Event, Parent};
 use crate::id::canonical_request_id;
 use crate::legacy_log;
 use crate::queue::{DecodedAction, Queue, Record};
@@ -169,6 +169,8 @@ struct Worker {
     /// When the queue was last emptied.
     now: Instant,
     stats: Arc<Mutex<Stats>>,
+    /// Records and spans lost when somebody last asked.
+    lost: u64,
 }
 
 impl Worker {
@@ -199,6 +201,7 @@ impl Worker {
             began: Instant::now(),
             now: Instant::now(),
             stats,
+            lost: 0,
         }
     }
 
@@ -267,7 +270,6 @@ impl Worker {
 
     /// Exports everything that waits; what is not taken goes to the legacy log.
     async fn deliver_all(&mut self, on_wire: &mut Option<Export>, deadline: Instant) -> bool {
-        let dropped = self.delivery.stats.dropped_total();
         loop {
             self.start_export(on_wire, true);
             if on_wire.is_none() {
@@ -283,13 +285,14 @@ impl Worker {
                 }
                 Err(_) => {
                     *on_wire = None;
-                    self.delivery.spill_wire();
+                    self.delivery.abandon_wire();
                     break;
                 }
             }
         }
         self.delivery.spill_waiting();
-        self.delivery.stats.dropped_total() == dropped
+        let lost = self.delivery.stats.dropped_total() + self.recorder.queue.lost();
+        std::mem::replace(&mut self.lost, lost) == lost
     }
 
     /// Empties the queue through the assembler into delivery.
@@ -330,6 +333,9 @@ impl Worker {
             }
             Record::Span(span) => {
                 self.delivery.stats.events += 1;
+                if let Parent::Request(id) = span.parent {
+                    self.learn(id);
+                }
                 let place = self.assembler.place(span.parent);
                 if place.flags & SpanContext::SAMPLED == 0 {
                     output.unsampled += 1;
@@ -352,6 +358,7 @@ impl Worker {
             source: Arc::clone(&self.source),
             carried: action.carried,
         };
+        self.learn(event.request_id);
         if !event.carried {
             self.delivery.stats.events += 1;
             if self.delivery.logs_events() {
@@ -359,6 +366,17 @@ impl Worker {
             }
         }
         self.assembler.event(event, output);
+    }
+
+    /// What another thread has read of a request may still wait in that thread's
+    /// ring.
+    fn learn(&mut self, request_id: &str) {
+        let id = canonical_request_id(request_id);
+        if self.assembler.known(id).0.is_none()
+            && let Some((canonical, context)) = self.recorder.bound(request_id)
+        {
+            self.assembler.bind(request_id, &canonical, context);
+        }
     }
 
     fn log_event(&mut self, event: &Event<'_>) {

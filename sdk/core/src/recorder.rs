@@ -7,7 +7,7 @@ use crate::carry::{self, Carried, Carry};
 use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan};
 use crate::id::{TraceId, canonical_request_id};
-use crate::queue::{ActionRecord, Bind, Queue};
+use crate::queue::{ActionRecord, Bind, Queue, kept_id};
 use crate::vocabulary::Vocabulary;
 
 /// Takes records from any thread; waits for nobody.
@@ -30,6 +30,10 @@ impl Recorder {
 
     /// Records a moment of a request. False: the queue was full; it is counted.
     pub fn action(&self, action: &Action<'_>) -> bool {
+        let action = &Action {
+            request_id: kept_id(action.request_id),
+            ..*action
+        };
         let id = self.vocabulary.action_named(action.name);
         if let Some(id) = id
             && self.vocabulary.action(id).carried
@@ -60,10 +64,10 @@ impl Recorder {
         request_id: Option<&str>,
     ) -> Option<SpanContext> {
         let context = get(carry::TRACEPARENT).and_then(|v| SpanContext::parse(v.as_bytes()));
-        let Some(request_id) = request_id else {
+        let Some(request_id) = request_id.map(kept_id) else {
             return context;
         };
-        let canonical = get(carry::REQUEST_ID).unwrap_or(request_id);
+        let canonical = get(carry::REQUEST_ID).map_or(request_id, kept_id);
         let canonical = canonical_request_id(canonical);
         self.carry.bind(request_id, canonical, context);
         self.queue.push(&Bind {
@@ -94,6 +98,7 @@ impl Recorder {
     /// the context it came with, its canonical id, and the start times of the
     /// phases that end over there.
     pub fn inject_request(&self, request_id: &str, mut set: impl FnMut(&'static str, &str)) {
+        let request_id = kept_id(request_id);
         let carried = self.carry.get(request_id);
         let canonical = match &carried {
             Some(carried) => &*carried.canonical,
@@ -111,6 +116,7 @@ impl Recorder {
 
     /// The trace of a request as far as this process knows, and its W3C flags.
     pub fn trace_of(&self, request_id: &str) -> (TraceId, u8) {
+        let request_id = kept_id(request_id);
         match self.carry.get(request_id) {
             Some(Carried {
                 context: Some(context),
@@ -125,6 +131,11 @@ impl Recorder {
                 (TraceId::of_request(canonical), SpanContext::SAMPLED)
             }
         }
+    }
+
+    /// Canonical id and context of a request, as far as they have been read.
+    pub(crate) fn bound(&self, request_id: &str) -> Option<(Arc<str>, Option<SpanContext>)> {
+        self.carry.get(request_id).map(|c| (c.canonical, c.context))
     }
 
     /// Free spans lost to a full queue.

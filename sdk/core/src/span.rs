@@ -120,6 +120,9 @@ pub struct PhaseOrigin {
     pub start: Option<Moment>,
     /// The action that ended it, unless it was never seen.
     pub end: Option<Moment>,
+    /// All actions of its side of the request, where `start` and `end` alone do not
+    /// bound it.
+    pub seen: Vec<Moment>,
     /// How many of the span's first attributes came with the actions; the rest
     /// is derived.
     pub recorded_attributes: usize,

@@ -484,6 +484,7 @@ fn emit(
             entered: visit.entered(vocabulary, phase),
             start: extent.start_moment,
             end: extent.end_moment,
+            seen: extent.seen,
             recorded_attributes: contents.recorded_attributes,
         })),
     };

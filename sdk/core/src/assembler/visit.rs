@@ -57,6 +57,7 @@ pub(super) struct Extent {
     pub(super) end: u64,
     pub(super) start_moment: Option<Moment>,
     pub(super) end_moment: Option<Moment>,
+    pub(super) seen: Vec<Moment>,
     incomplete: bool,
 }
 
@@ -394,6 +395,7 @@ impl Visit {
                     end: end.time,
                     start_moment: Some(named(start)),
                     end_moment: Some(named(end)),
+                    seen: Vec::new(),
                     incomplete: false,
                 });
             }
@@ -417,6 +419,12 @@ impl Visit {
             end: latest.max(earliest),
             start_moment: start.map(named),
             end_moment: end.map(named),
+            seen: self
+                .moments
+                .iter()
+                .filter(|m| m.occurrence == occurrence)
+                .map(|m| named(*m))
+                .collect(),
             incomplete: true,
         })
     }

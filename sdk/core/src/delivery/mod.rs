@@ -70,7 +70,12 @@ pub(crate) struct Delivery {
     /// Events that no span holds share the fate of the spans of their time.
     loose: VecDeque<(Instant, LooseEvent)>,
     failing: Option<Failing>,
+    /// The host knows that spans do not get through.
+    told: bool,
     log_failing: bool,
+    /// Lines that go with their events have been lost: a spilled span is written
+    /// whole.
+    log_has_gaps: bool,
     pub(crate) stats: Stats,
 }
 
@@ -105,7 +110,9 @@ impl Delivery {
             on_wire: None,
             loose: VecDeque::new(),
             failing: None,
+            told: false,
             log_failing: false,
+            log_has_gaps: false,
             stats: Stats::default(),
         }
     }
@@ -120,11 +127,10 @@ impl Delivery {
         self.lines.entry(entry, &mut self.buffer);
     }
 
-    /// Writes the buffered event lines. Losing them loses no span: the books
-    /// speak of spans, and these lines are a second copy.
-    pub(crate) fn write_events(&mut self) {
+    /// Writes the buffered event lines.
+    fn write_events(&mut self) {
         let buffer = std::mem::take(&mut self.buffer);
-        self.append(&buffer);
+        self.log_has_gaps |= !self.append(&buffer);
         self.buffer = buffer;
         self.buffer.clear();
     }
@@ -206,6 +212,10 @@ impl Delivery {
         while !self.waiting.is_empty() {
             self.spill_first();
         }
+        if self.failing.is_some() || !self.has_exporter {
+            let loose: Vec<_> = self.loose.drain(..).map(|(_, event)| event).collect();
+            self.write(&[], &loose);
+        }
     }
 
     /// Gives up on the Collector for the batch on the wire.
@@ -213,6 +223,12 @@ impl Delivery {
         if let Some(batch) = self.on_wire.take() {
             self.spill(&batch);
         }
+    }
+
+    /// The same, because the Collector has not answered in the time there is.
+    pub(crate) fn abandon_wire(&mut self) {
+        self.stats.last_error = Some("no answer in time".to_owned());
+        self.spill_wire();
     }
 
     /// Takes out the events without a span that came before the end of `batch`.
@@ -229,23 +245,53 @@ impl Delivery {
         let loose = self.loose_until(batch);
         let reason = match self.mode {
             LegacyLogMode::Off => Some(NOT_DELIVERED),
-            LegacyLogMode::Always if self.log_failing => Some(LOG_FAILED),
-            LegacyLogMode::Always => None,
-            LegacyLogMode::Fallback => {
+            // Their lines were written as their events came.
+            LegacyLogMode::Always if !self.log_has_gaps => None,
+            _ => {
                 let spans = batch.decode(&self.source);
-                let entries = spans
-                    .iter()
-                    .flat_map(|span| legacy_log::span_entries(&self.vocabulary, span))
-                    .chain(loose.iter().map(legacy_log::loose_entry))
-                    .collect();
-                let mut lines = Vec::with_capacity(spans.len() * 256);
-                for entry in legacy_log::merge(entries) {
-                    self.lines.entry(entry, &mut lines);
-                }
-                (!self.append(&lines)).then_some(LOG_FAILED)
+                (!self.write(&spans, &loose)).then_some(LOG_FAILED)
             }
         };
         self.book(batch.len() as u64, reason);
+        // A log that cannot be written has been spoken of already.
+        if self.has_exporter
+            && reason != Some(LOG_FAILED)
+            && !std::mem::replace(&mut self.told, true)
+        {
+            let why = self.stats.last_error.as_deref();
+            tracing::warn!(
+                "spans do not reach the Collector ({}): they {}",
+                why.unwrap_or("too many wait for it"),
+                self.fate()
+            );
+        }
+    }
+
+    /// What becomes of spans that no Collector takes, for a message.
+    fn fate(&self) -> String {
+        match self.mode {
+            LegacyLogMode::Off => "are dropped, the legacy log is off".to_owned(),
+            _ if self.log_failing => {
+                "are lost unless the legacy log can be written again".to_owned()
+            }
+            _ => format!(
+                "go to the legacy log in {}, from where `omnitrace replay` can send them",
+                self.log.directory().display()
+            ),
+        }
+    }
+
+    fn write(&mut self, spans: &[Span], loose: &[LooseEvent]) -> bool {
+        let entries = spans
+            .iter()
+            .flat_map(|span| legacy_log::span_entries(&self.vocabulary, span))
+            .chain(loose.iter().map(legacy_log::loose_entry))
+            .collect();
+        let mut lines = Vec::with_capacity(spans.len() * 256);
+        for entry in legacy_log::merge(entries) {
+            self.lines.entry(entry, &mut lines);
+        }
+        self.append(&lines)
     }
 
     /// Books spans as logged, or as dropped for a reason.
@@ -309,10 +355,6 @@ impl Delivery {
         match result {
             Ok(taken) => self.book_taken(&batch, &taken, wall),
             Err(ExportError::Refused { reason }) => {
-                tracing::error!(
-                    "{} spans were refused for good: {reason}; they go to the legacy log",
-                    batch.len()
-                );
                 self.stats.last_error = Some(reason);
                 self.spill(&batch);
             }
@@ -324,11 +366,11 @@ impl Delivery {
                 let pause = after
                     .map(|a| a.min(LONGEST_RETRY_AFTER))
                     .unwrap_or_else(|| jittered(attempts, wall));
-                if attempts == 2 {
+                if attempts == 2 && !std::mem::replace(&mut self.told, true) {
                     tracing::warn!(
-                        "the Collector cannot be reached: {reason}; spans wait up to {:?} and then go to the legacy log in {}",
+                        "the Collector cannot be reached ({reason}): spans wait up to {:?}, then they {}",
                         self.export_timeout,
-                        self.log.directory().display(),
+                        self.fate(),
                     );
                 }
                 self.stats.last_error = Some(reason);
@@ -357,12 +399,10 @@ impl Delivery {
         }
         self.loose_until(batch);
         self.stats.last_error = None;
-        if let Some(failing) = self.failing.take()
-            && failing.attempts > 1
-        {
+        self.failing = None;
+        if std::mem::take(&mut self.told) {
             tracing::warn!(
-                "the Collector takes spans again after {} failed attempts; {} spans are in the legacy log in {}",
-                failing.attempts,
+                "the Collector takes spans again; {} spans are in the legacy log in {}",
                 self.stats.logged,
                 self.log.directory().display(),
             );

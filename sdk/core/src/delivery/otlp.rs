@@ -322,6 +322,8 @@ fn http_client(config: &ExporterConfig) -> Result<reqwest::Client, reqwest::Erro
         // A collector is an internal address: proxies of the environment would
         // see the traces.
         .no_proxy()
+        // A redirected POST becomes a GET: nothing would be delivered.
+        .redirect(reqwest::redirect::Policy::none())
         .build()
 }
 

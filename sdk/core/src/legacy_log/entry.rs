@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::assembler::LooseEvent;
 use crate::context::SpanContext;
 use crate::event::Event;
-use crate::span::{Span, Status};
+use crate::span::{Moment, Span, Status};
 use crate::value::{Attribute, Value, set_attribute};
 use crate::vocabulary::Vocabulary;
 
@@ -257,52 +257,47 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
         ..suffix(origin.context.as_ref(), origin.occurrence, attributes)
     };
     let phase = vocabulary.phase(origin.phase);
-    let mut entries = Vec::with_capacity(2 + span.events.len());
+    let mut entries = Vec::with_capacity(3 + origin.seen.len() + span.events.len());
+    let bare = |moment: &'a Moment| {
+        entry(
+            &*moment.action,
+            moment.time,
+            &*origin.request_id,
+            base(Vec::new()),
+        )
+    };
     if let Some(entered) = &origin.entered {
         // Without it the span's id could not be derived again. A try's number is
         // not the entry's.
-        let mut suffix = base(Vec::new());
-        suffix.occurrence = 0;
-        entries.push(entry(
-            &*entered.action,
-            entered.time,
-            &*origin.request_id,
-            suffix,
-        ));
+        entries.push(bare(entered));
+        entries[0].suffix.occurrence = 0;
     }
-    if let Some(start) = &origin.start {
-        entries.push(entry(
-            &*start.action,
-            start.time,
-            &*origin.request_id,
-            base(Vec::new()),
-        ));
-    }
+    entries.extend(origin.seen.iter().map(bare));
+    entries.extend(origin.start.iter().map(bare));
     for event in &span.events {
         let suffix = base(event.attributes.clone());
         entries.push(entry(&*event.name, event.time, &*origin.request_id, suffix));
     }
-    if let Some(end) = &origin.end {
-        entries.push(entry(
-            &*end.action,
-            end.time,
-            &*origin.request_id,
-            base(Vec::new()),
-        ));
-    }
+    entries.extend(origin.end.iter().map(bare));
     // Attributes go on a line whose action describes this phase, and the mark on
-    // the line that ends it.
+    // the line that ends it, or starts it where no end was seen.
     let describes = |entry: &Entry<'_>| {
-        vocabulary
-            .action_named(entry.action)
-            .is_some_and(|id| vocabulary.action(id).span == origin.phase)
+        vocabulary.action_named(entry.action).is_some_and(|id| {
+            let action = vocabulary.action(id);
+            action.span == origin.phase && !action.event
+        })
     };
     let attributes = &span.attributes[..origin.recorded_attributes];
     if let Some(target) = entries.iter().rposition(describes) {
         entries[target].suffix.attributes = AttributeMap(attributes.to_vec());
     }
-    if let Some(last) = entries.last_mut() {
-        last.suffix.undelivered = Some(vec![phase.name.to_string()]);
+    let bound = origin.end.as_ref().or(origin.start.as_ref());
+    let bounds = |entry: &Entry<'_>| {
+        bound.is_some_and(|b| *b.action == *entry.action && b.time == entry.time)
+    };
+    let marked = entries.iter().rposition(bounds);
+    if let Some(at) = marked.or(entries.len().checked_sub(1)) {
+        entries[at].suffix.undelivered = Some(vec![phase.name.to_string()]);
     }
     entries
 }

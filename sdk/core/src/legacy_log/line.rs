@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, Local};
 use memchr::memmem;
 
-use crate::id::SpanId;
+use crate::id::{SpanId, canonical_request_id};
 
 use super::entry::{Entry, Suffix};
 
@@ -178,12 +178,13 @@ impl LineFormatter {
     /// Appends the line of `entry` with its line end.
     pub(crate) fn entry(&mut self, mut entry: Entry<'_>, out: &mut Vec<u8>) {
         let action = printable(entry.action);
-        let request_id = printable(entry.request_id);
+        let request_id = match entry.request_id {
+            // A free span has no request; a request without an id must not look so.
+            "" if entry.suffix.span.is_none() => Cow::Borrowed("?"),
+            id => printable(id),
+        };
         if matches!(action, Cow::Owned(_)) {
             entry.suffix.action = Some(entry.action.to_owned());
-        }
-        if matches!(request_id, Cow::Owned(_)) {
-            entry.suffix.request_id = Some(entry.request_id.to_owned());
         }
         // vLLM's processes write its own form of the id, the proxy the bare one.
         let prefix = if entry.role == "proxy" || request_id.is_empty() {
@@ -191,6 +192,11 @@ impl LineFormatter {
         } else {
             "chatcmpl-"
         };
+        // An id that has been altered here, or that reading would alter.
+        let written = format!("{prefix}{request_id}");
+        if canonical_request_id(&written) != entry.request_id {
+            entry.suffix.request_id = Some(entry.request_id.to_owned());
+        }
         let role = printable(entry.role).replace(['_', ' '], "-");
         let node = printable(entry.node).replace(' ', "-");
         let mut line = String::with_capacity(256);
@@ -199,7 +205,7 @@ impl LineFormatter {
         // Writing to a String cannot fail.
         let _ = write!(
             line,
-            " - {MARKER}{action}; Timestamp:{seconds}.{nanos:09}; RequestID:{prefix}{request_id}; Role:{role}_{node}"
+            " - {MARKER}{action}; Timestamp:{seconds}.{nanos:09}; RequestID:{written}; Role:{role}_{node}"
         );
         out.extend_from_slice(line.as_bytes());
         if !entry.suffix.is_empty()

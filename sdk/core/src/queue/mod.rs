@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use record::{ActionRecord, Bind, Encode};
-pub(crate) use record::{DecodedAction, DecodedSpan, Record};
+pub(crate) use record::{DecodedAction, DecodedSpan, Record, kept_id};
 use ring::Ring;
 
 /// Distinguishes the queues of one process, so that a thread that outlives a

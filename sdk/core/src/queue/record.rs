@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::context::SpanContext;
 use crate::delivery::Place;
 use crate::event::{Action, ActionName, Attributes, FreeSpan, Parent};
-use crate::id::{SpanId, TraceId};
+use crate::id::{SpanId, TraceId, canonical_request_id};
 use crate::span::{Source, Span, SpanKind, Status};
 use crate::value::{Attribute, ValueRef};
 use crate::vocabulary::ActionId;
@@ -150,6 +150,14 @@ impl DecodedSpan<'_> {
             origin: None,
         }
     }
+}
+
+/// The part of a request id that all of its records share.
+pub(crate) fn kept_id(id: &str) -> &str {
+    if id.len() <= MAX_TEXT {
+        return id;
+    }
+    cut(canonical_request_id(id), MAX_TEXT)
 }
 
 /// The part of a text that is kept: whole characters within the limit.
@@ -295,7 +303,7 @@ impl Encode for Bind<'_> {
 impl FreeSpan<'_> {
     fn request_id(&self) -> &str {
         match self.parent {
-            Parent::Request(id) => cut(id, MAX_TEXT),
+            Parent::Request(id) => kept_id(id),
             _ => "",
         }
     }
