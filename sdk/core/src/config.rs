@@ -177,7 +177,8 @@ impl Config {
             max_waiting_spans: env.number("OTEL_BSP_MAX_QUEUE_SIZE", 1 << 20).max(1) as usize,
             max_waiting_bytes: env.number("OMNITRACE_MEMORY_LIMIT_MIB", 64).max(1) as usize
                 * (1 << 20),
-            queue_bytes: 2 << 20,
+            // At 100,000 spans a second, the last 100 ms of one thread.
+            queue_bytes: 4 << 20,
             legacy_log: mode.unwrap_or(LegacyLogMode::Fallback),
             legacy_log_directory: env
                 .text("TRACE_OUTPUT_DIRECTORY")

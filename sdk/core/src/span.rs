@@ -93,6 +93,17 @@ pub struct Source {
     pub node: Arc<str>,
 }
 
+/// Where a span is in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// The parent; none for a root.
+    pub parent: Option<SpanId>,
+    /// W3C trace flags.
+    pub flags: u8,
+}
+
 /// A named moment with its time, as a phase's end or start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moment {

@@ -15,10 +15,10 @@ use prost::Message;
 
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
-use crate::span::{Link, PhaseOrigin, Source, Span, SpanEvent, SpanKind, Status};
+use crate::span::{Link, PhaseOrigin, Place, Source, Span, SpanEvent, SpanKind, Status};
 use crate::value::{Attribute, Value};
 
-use super::encode::{self, Envelope, Place};
+use super::encode::{self, Envelope};
 
 /// A Collector's usual limit on a gRPC message is 4 MiB; one span is far below
 /// the rest.

@@ -6,7 +6,7 @@
 use crate::event::Parent;
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
-use crate::span::{Link, Span, SpanEvent, SpanKind, Status};
+use crate::span::{Link, Place, Span, SpanEvent, SpanKind, Status};
 use crate::value::{Attribute, ValueRef};
 
 /// Name of the instrumentation scope.
@@ -290,17 +290,6 @@ pub(super) fn free_span(span: &DecodedSpan<'_>, place: &Place, out: &mut Vec<u8>
         status: span.error.map(|message| (2, message)),
     }
     .write(out);
-}
-
-/// Where a span is in the tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// The trace.
-    pub trace_id: TraceId,
-    /// The parent; none for a root.
-    pub parent: Option<SpanId>,
-    /// W3C trace flags.
-    pub flags: u8,
 }
 
 /// What stands before the spans of every request of one resource.

@@ -22,13 +22,12 @@ use crate::assembler::LooseEvent;
 use crate::config::{Config, LegacyLogMode};
 use crate::legacy_log::{self, Entry, LegacyLog, LineFormatter};
 use crate::queue::DecodedSpan;
-use crate::span::{Source, Span};
+use crate::span::{Place, Source, Span};
 use crate::value::Attribute;
 use crate::vocabulary::Vocabulary;
 
 use batch::{Batch, OpenBatch};
 use encode::Envelope;
-pub use encode::Place;
 use otlp::{ExportError, Taken};
 pub use stats::Stats;
 

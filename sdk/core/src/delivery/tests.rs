@@ -11,11 +11,11 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::batch::{Batch, OpenBatch};
-use super::encode::{Envelope, Place, SCOPE, VERSION};
+use super::encode::{Envelope, SCOPE, VERSION};
 use crate::event::Parent;
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
-use crate::span::{Link, Source, Span, SpanEvent, SpanKind, Status};
+use crate::span::{Link, Place, Source, Span, SpanEvent, SpanKind, Status};
 use crate::value::{Attribute, Value};
 
 fn source() -> Arc<Source> {

@@ -41,7 +41,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// `bytes_per_thread` is rounded up to a power of two. `wake` is called, at
-    /// most once per drain, when a ring becomes half full.
+    /// most once per drain, when a ring becomes a quarter full.
     pub(crate) fn new(bytes_per_thread: usize, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
             id: NEXT_QUEUE.fetch_add(1, Ordering::Relaxed),
@@ -72,7 +72,9 @@ impl Queue {
                 }
             };
             let pushed = ring.push(record);
-            if (!pushed || ring.is_half_full()) && !self.wake_pending.swap(true, Ordering::AcqRel) {
+            if (!pushed || ring.is_quarter_full())
+                && !self.wake_pending.swap(true, Ordering::AcqRel)
+            {
                 (self.wake)();
             }
             pushed

@@ -12,10 +12,9 @@
 use std::sync::Arc;
 
 use crate::context::SpanContext;
-use crate::delivery::Place;
 use crate::event::{Action, ActionName, Attributes, FreeSpan, Parent};
 use crate::id::{SpanId, TraceId, canonical_request_id};
-use crate::span::{Source, Span, SpanKind, Status};
+use crate::span::{Place, Source, Span, SpanKind, Status};
 use crate::value::{Attribute, ValueRef};
 use crate::vocabulary::ActionId;
 

@@ -76,16 +76,17 @@ impl Ring {
         }
     }
 
-    pub(super) fn is_half_full(&self) -> bool {
+    /// Whether the reader should come now: the rest is for the time until it does.
+    pub(super) fn is_quarter_full(&self) -> bool {
         let used = self
             .head
             .0
             .load(Ordering::Relaxed)
             .wrapping_sub(self.seen_tail.0.load(Ordering::Relaxed));
-        used > self.words.len() / 2 && {
+        used > self.words.len() / 4 && {
             let tail = self.tail.0.load(Ordering::Acquire);
             self.seen_tail.0.store(tail, Ordering::Relaxed);
-            self.head.0.load(Ordering::Relaxed).wrapping_sub(tail) > self.words.len() / 2
+            self.head.0.load(Ordering::Relaxed).wrapping_sub(tail) > self.words.len() / 4
         }
     }
 

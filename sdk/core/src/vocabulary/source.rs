@@ -1,0 +1,242 @@
+//! The vocabulary file's shape, and its way to resolved indices.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Action, ActionId, Measure, Phase, PhaseId, Role, RoleId, Vocabulary, VocabularyError};
+use crate::span::SpanKind;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    name: String,
+    role: Vec<RoleText>,
+    action: Vec<ActionText>,
+    phase: Vec<PhaseText>,
+    #[serde(default)]
+    measure: Vec<MeasureText>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoleText {
+    name: String,
+    service: String,
+    entry: String,
+    #[serde(default)]
+    timed: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActionText {
+    name: String,
+    role: Vec<String>,
+    process: String,
+    span: String,
+    #[serde(default)]
+    event: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PhaseText {
+    name: String,
+    role: String,
+    #[serde(default)]
+    kind: SpanKind,
+    start: Vec<String>,
+    end: Vec<String>,
+    parent: Option<String>,
+    linked_from: Option<String>,
+    #[serde(default = "yes")]
+    live: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeasureText {
+    attribute: String,
+    span: String,
+    start: Vec<String>,
+    end: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Names of one kind and the index each stands for.
+struct Names {
+    kind: &'static str,
+    index: HashMap<String, u16>,
+}
+
+impl Names {
+    fn new<'a>(
+        kind: &'static str,
+        names: impl Iterator<Item = &'a String>,
+    ) -> Result<Self, VocabularyError> {
+        let mut index = HashMap::new();
+        for name in names {
+            let Ok(next) = u16::try_from(index.len()) else {
+                return Err(VocabularyError::Shape(format!("more than 65,536 {kind}s")));
+            };
+            if index.insert(name.clone(), next).is_some() {
+                return Err(VocabularyError::Duplicate {
+                    kind,
+                    name: name.clone(),
+                });
+            }
+        }
+        Ok(Self { kind, index })
+    }
+
+    fn get(&self, name: &str, place: &str) -> Result<u16, VocabularyError> {
+        self.index
+            .get(name)
+            .copied()
+            .ok_or_else(|| VocabularyError::Unknown {
+                place: place.to_owned(),
+                kind: self.kind,
+                name: name.to_owned(),
+            })
+    }
+
+    fn actions(&self, names: &[String], place: &str) -> Result<Vec<ActionId>, VocabularyError> {
+        if names.is_empty() {
+            return Err(VocabularyError::Shape(format!(
+                "{place} has an empty start or end"
+            )));
+        }
+        names
+            .iter()
+            .map(|n| self.get(n, place).map(ActionId))
+            .collect()
+    }
+}
+
+pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
+    let roles = Names::new("role", file.role.iter().map(|r| &r.name))?;
+    let actions = Names::new("action", file.action.iter().map(|a| &a.name))?;
+    let phases = Names::new("phase", file.phase.iter().map(|p| &p.name))?;
+    let mut processes: Vec<&str> = Vec::new();
+
+    let mut vocabulary = Vocabulary {
+        name: file.name,
+        roles: Vec::new(),
+        actions: Vec::new(),
+        phases: Vec::new(),
+        measures: Vec::new(),
+        by_name: HashMap::new(),
+    };
+    for role in &file.role {
+        let place = format!("role \"{}\"", role.name);
+        vocabulary.roles.push(Role {
+            name: role.name.as_str().into(),
+            service: role.service.as_str().into(),
+            entry: PhaseId(phases.get(&role.entry, &place)?),
+            timed: role.timed,
+        });
+    }
+    for action in &file.action {
+        let place = format!("action \"{}\"", action.name);
+        let process = processes
+            .iter()
+            .position(|p| *p == action.process)
+            .unwrap_or_else(|| {
+                processes.push(&action.process);
+                processes.len() - 1
+            });
+        if action.role.is_empty() {
+            return Err(VocabularyError::Shape(format!("{place} has no role")));
+        }
+        let name: Arc<str> = action.name.as_str().into();
+        let id = ActionId(actions.get(&action.name, &place)?);
+        vocabulary.by_name.insert(Arc::clone(&name), id);
+        vocabulary.actions.push(Action {
+            name,
+            roles: action
+                .role
+                .iter()
+                .map(|r| roles.get(r, &place).map(RoleId))
+                .collect::<Result<_, _>>()?,
+            process: process as u16,
+            span: PhaseId(phases.get(&action.span, &place)?),
+            event: action.event,
+            phases: Vec::new(),
+            carried: false,
+        });
+    }
+    for phase in file.phase {
+        let place = format!("phase \"{}\"", phase.name);
+        let by_name = |name: &Option<String>| -> Result<Option<PhaseId>, VocabularyError> {
+            name.as_deref()
+                .map(|n| phases.get(n, &place).map(PhaseId))
+                .transpose()
+        };
+        vocabulary.phases.push(Phase {
+            role: RoleId(roles.get(&phase.role, &place)?),
+            kind: phase.kind,
+            start: actions.actions(&phase.start, &place)?,
+            end: actions.actions(&phase.end, &place)?,
+            parent: by_name(&phase.parent)?,
+            linked_from: by_name(&phase.linked_from)?,
+            live: phase.live,
+            name: phase.name.into(),
+        });
+    }
+    for measure in file.measure {
+        let place = format!("measure \"{}\"", measure.attribute);
+        vocabulary.measures.push(Measure {
+            span: PhaseId(phases.get(&measure.span, &place)?),
+            start: actions.actions(&measure.start, &place)?,
+            end: actions.actions(&measure.end, &place)?,
+            attribute: measure.attribute.into(),
+        });
+    }
+    index_phases(&mut vocabulary);
+    refuse_cycles(&vocabulary)?;
+    Ok(vocabulary)
+}
+
+fn index_phases(vocabulary: &mut Vocabulary) {
+    for (index, phase) in (0u16..).zip(&vocabulary.phases) {
+        for action in phase.start.iter().chain(&phase.end) {
+            let known = &mut vocabulary.actions[usize::from(action.0)].phases;
+            if !known.contains(&PhaseId(index)) {
+                known.push(PhaseId(index));
+            }
+        }
+        if !phase.live {
+            continue;
+        }
+        for start in &phase.start {
+            let from = vocabulary.actions[usize::from(start.0)].process;
+            let crosses = phase
+                .end
+                .iter()
+                .any(|end| vocabulary.actions[usize::from(end.0)].process != from);
+            if crosses {
+                vocabulary.actions[usize::from(start.0)].carried = true;
+            }
+        }
+    }
+}
+
+fn refuse_cycles(vocabulary: &Vocabulary) -> Result<(), VocabularyError> {
+    for (id, phase) in vocabulary.phases() {
+        let mut ancestor = phase.parent;
+        let mut steps = 0;
+        while let Some(parent) = ancestor {
+            steps += 1;
+            if parent == id || steps > vocabulary.phases.len() {
+                return Err(VocabularyError::Cycle(phase.name.to_string()));
+            }
+            ancestor = vocabulary.phase(parent).parent;
+        }
+    }
+    Ok(())
+}
