@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import tree
 from stack import Stack
@@ -39,8 +42,9 @@ def nginx_books(stack: Stack) -> list[dict[str, int]]:
     return [dict(zip(keys, map(int, found), strict=False)) for found in pattern.findall(log)]
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_collector_that_dies_under_load_costs_no_request_and_no_span(
-    folder: Path, stacks: list[Stack], collector: type[Collector]
+    folder: Path, stacks: list[Stack], collector: type[Collector], how: signal.Signals
 ) -> None:
     stack = Stack(folder)
     stacks.append(stack)
@@ -52,7 +56,7 @@ def test_a_collector_that_dies_under_load_costs_no_request_and_no_span(
 
     def one(number: int) -> tuple[int, bool, str]:
         if number == REQUESTS // 3:
-            between.stop()
+            between.stop(how)
         answer = stack.chat(f"request {number}", max_tokens=8)
         return answer.status, answer.done, answer.request_id
 
@@ -98,4 +102,8 @@ def test_a_collector_that_dies_under_load_costs_no_request_and_no_span(
     assert whole == REQUESTS + len(later)
     with urllib.request.urlopen(f"{stack.ui_url}/stats", timeout=10) as response:
         stats = json.load(response)
-    assert (stats["duplicates"], stats["rejected"]) == (0, 0)
+    assert stats["rejected"] == 0
+    if how == signal.SIGTERM:
+        # A killed one may have passed on a batch and died before it said so: then
+        # that batch comes again, with the same ids.
+        assert stats["duplicates"] == 0

@@ -80,8 +80,8 @@ class Collector:
             *("--otlp-exporter-endpoint", self.onward),
         ]
 
-    def stop(self) -> None:
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(how)
             self.process.wait(20)
             self.process = None

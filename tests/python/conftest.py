@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from program import Program
+from program import COMMAND, Program
 from sink import Sink
 
 
@@ -21,3 +21,13 @@ def sink() -> Iterator[Sink]:
 @pytest.fixture
 def program(sink: Sink, tmp_path: Path) -> Program:
     return Program(sink.url, tmp_path / "log", tmp_path)
+
+
+@pytest.fixture
+def archive() -> Iterator[Sink]:
+    """A Collector that legacy logs are replayed to."""
+    if not COMMAND.exists():
+        pytest.skip("the command is not built")
+    archive = Sink()
+    yield archive
+    archive.close()

@@ -70,7 +70,8 @@ class Result:
     def lines(self) -> list[str]:
         """Every line of the legacy log."""
         files = sorted(self.directory.glob("*.log"))
-        return [line for file in files for line in file.read_text().splitlines()]
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        return [line for text in texts for line in text.removesuffix("\n").split("\n")]
 
 
 @dataclass

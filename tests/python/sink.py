@@ -87,6 +87,12 @@ def decode(body: bytes) -> list[Span]:
     return spans
 
 
+def content(spans: list[Span]) -> list[dict[str, Any]]:
+    """All that spans say, in order of time, but not what process said it."""
+    said = [{k: v for k, v in vars(span).items() if k != "resource"} for span in spans]
+    return sorted(said, key=lambda span: (span["start"], span["span_id"]))
+
+
 Tree = list[tuple[str, "Tree"]]
 
 

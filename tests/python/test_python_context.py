@@ -178,3 +178,34 @@ def test_what_one_thread_binds_holds_for_the_actions_and_spans_of_all_others(
     start = "Start process request in prefill engine"
     add = "Add to running for prefill"
     assert forest(spans) == [("Prefill", [(add, [(start, [])]), ("work", [])])]
+
+
+def test_a_logging_handler_may_record_and_other_threads_may_begin_meanwhile(
+    program: Program, sink: Sink
+) -> None:
+    result = program.run(
+        """
+        class Handler(logging.Handler):
+            def emit(self, record):
+                time.sleep(0.05)
+                with span("from the handler"):
+                    action("from the handler", "r")
+
+        logging.getLogger("omnitrace").addHandler(Handler())
+        begin = threading.Barrier(4)
+
+        def work():
+            begin.wait()
+            with span("from a thread"):
+                pass
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        """,
+        OTEL_BSP_SCHEDULE_DELAY="soon",
+        OTEL_SDK_DISABLED="maybe",
+    )
+    assert len(result.messages) == 2
+    names = sorted(s.name for s in sink.spans)
+    assert names == ["from a thread"] * 4 + ["from the handler"] * 2

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from program import COMMAND, Program, command
-from sink import Sink, Span
+from program import Program, command
+from sink import Sink, Span, content
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -38,19 +37,9 @@ def mixed():
 FLUSHED, BROKEN = 6, 2
 WAYS = ["503", "503 retry-after 1", "429", "502", "504", "302", "400", "404", "reset", "silent"]
 
-needs_command = pytest.mark.skipif(not COMMAND.exists(), reason="the command is not built")
-
-
-@pytest.fixture
-def archive() -> Iterator[Sink]:
-    """Where logs are replayed to."""
-    archive = Sink()
-    yield archive
-    archive.close()
-
 
 def books(**counts: object) -> dict[str, object]:
-    kept = "created exported in_flight logged dropped events_lost open_requests".split()  # noqa: SIM905
+    kept = ["created", "exported", "in_flight", "logged", "events_lost", "open_requests"]
     return {**dict.fromkeys(kept, 0), "dropped": {}, **counts}
 
 
@@ -58,18 +47,11 @@ def kept(said: dict[str, Any]) -> dict[str, Any]:
     return {key: said[key] for key in books()}
 
 
-def content(spans: list[Span]) -> list[dict[str, Any]]:
-    """All that a span says but not what process said it."""
-    said = [{k: v for k, v in vars(span).items() if k != "resource"} for span in spans]
-    return sorted(said, key=lambda span: (span["start"], span["span_id"]))
-
-
 def replay(log: Path, archive: Sink) -> list[Span]:
     command("replay", log, "--endpoint", archive.url)
     return archive.spans
 
 
-@needs_command
 @pytest.mark.parametrize("way", WAYS)
 def test_what_the_collector_does_not_take_is_in_the_log_whole(
     program: Program, sink: Sink, archive: Sink, way: str
@@ -77,12 +59,14 @@ def test_what_the_collector_does_not_take_is_in_the_log_whole(
     sink.script = [way]
     result = program.run(
         """
+        limit = float(sys.argv[1])
         mixed()
-        say(flush(1))
+        say(flush(limit))
         say(stats())
-        shutdown(1)
+        shutdown(limit)
         say(stats())
         """,
+        "0.5" if way == "silent" else "30",
         before=MIXED,
         ROLE="prefill",
     )
@@ -101,10 +85,9 @@ def test_what_the_collector_does_not_take_is_in_the_log_whole(
     assert reason in ended["last_error"]
 
 
-@needs_command
 def test_a_closed_port_is_no_loss_either(program: Program, sink: Sink, archive: Sink) -> None:
     sink.stop()
-    result = program.run("mixed()\nflush()\nsay(stats())", before=MIXED, ROLE="prefill")
+    result = program.run("mixed()\nflush(30)\nsay(stats())", before=MIXED, ROLE="prefill")
     assert kept(result.said[0]) == books(created=FLUSHED, logged=FLUSHED, open_requests=2)
     [(_, message)] = result.messages
     assert "Connection refused" in message and str(result.directory) in message
@@ -129,7 +112,6 @@ def test_a_closed_port_is_no_loss_either(program: Program, sink: Sink, archive: 
     }
 
 
-@needs_command
 def test_the_converter_shows_the_same_spans_as_the_collector_saw(
     program: Program, sink: Sink, tmp_path: Path
 ) -> None:
@@ -185,9 +167,9 @@ def test_a_short_outage_is_waited_out_in_memory(program: Program, sink: Sink, wa
     assert "takes spans again" in result.messages[1][1]
 
 
-@needs_command
+@pytest.mark.parametrize("way", ["closed", "silent", "503 retry-after 1", "reset"])
 def test_spans_that_waited_too_long_go_to_the_log_and_later_ones_come_live(
-    program: Program, sink: Sink, archive: Sink
+    program: Program, sink: Sink, archive: Sink, way: str
 ) -> None:
     running = program.start(
         """
@@ -204,13 +186,19 @@ def test_spans_that_waited_too_long_go_to_the_log_and_later_ones_come_live(
         sys.stdin.readline()
         recorded("after", lambda books: books["exported"] == 2)
         say(stats())
-        """
+        """,
+        # Only what is silent takes as long.
+        OTEL_EXPORTER_OTLP_TIMEOUT="300" if way == "silent" else None,
     )
     assert running.hear() == "before"
-    sink.stop()
+    if way == "closed":
+        sink.stop()
+    sink.script = [way]
     running.tell()
     assert running.hear() == "during"
-    sink.start()
+    sink.script = ["ok"]
+    if way == "closed":
+        sink.start()
     running.tell()
     result = running.end()
     name, ended = result.said
@@ -222,7 +210,6 @@ def test_spans_that_waited_too_long_go_to_the_log_and_later_ones_come_live(
     assert "takes spans again" in result.messages[1][1]
 
 
-@needs_command
 @pytest.mark.parametrize("mode", ["fallback", "always"])
 def test_through_many_outages_live_and_replayed_make_every_span_once(
     program: Program, sink: Sink, archive: Sink, mode: str
@@ -270,7 +257,7 @@ def test_with_neither_collector_nor_log_what_is_lost_is_counted_and_said(
 ) -> None:
     sink.script = ["503"]
     result = program.run(
-        "mixed()\nsay(flush(1))\nsay(stats())",
+        "mixed()\nsay(flush(30))\nsay(stats())",
         before=MIXED,
         ROLE="prefill",
         OMNITRACE_LEGACY_LOG="off",
@@ -291,9 +278,9 @@ def test_events_without_a_span_are_in_the_log_when_nothing_else_follows(
     result = program.run(
         """
         record("first")
-        flush(1)
+        flush(30)
         action("Prefill free kv blocks", "r", {"blocks": 3})
-        flush(1)
+        flush(30)
         say(stats())
         """,
         ROLE="prefill",

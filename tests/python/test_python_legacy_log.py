@@ -6,13 +6,11 @@ import datetime
 import json
 import re
 import stat
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from program import COMMAND, NODE, Program, Result, command
-from sink import Sink, Span
+from program import NODE, Program, Result, command
+from sink import Sink, content
 
 # What this version writes.
 LINE = re.compile(
@@ -48,16 +46,6 @@ STEPS = [
     ("engine", "Prefill free kv blocks"),
 ]
 
-needs_command = pytest.mark.skipif(not COMMAND.exists(), reason="the command is not built")
-
-
-@pytest.fixture
-def archive() -> Iterator[Sink]:
-    """Where logs are replayed to."""
-    archive = Sink()
-    yield archive
-    archive.close()
-
 
 def node(program: Program, mode: str, headers: dict[str, str]) -> Result:
     """One request through the API and the engine process of a prefill node."""
@@ -87,12 +75,6 @@ def actions(lines: list[str]) -> list[re.Match[str]]:
 
 def nanoseconds(seconds: str) -> int:
     return int(seconds.replace(".", ""))
-
-
-def content(spans: list[Span]) -> list[dict[str, Any]]:
-    """All that a span says but not what process said it."""
-    said = [{k: v for k, v in vars(span).items() if k != "resource"} for span in spans]
-    return sorted(said, key=lambda span: (span["start"], span["span_id"]))
 
 
 @pytest.mark.parametrize("headers", [{}, {"traceparent": f"00-{TRACE}-{CALLER}-01"}])
@@ -125,7 +107,6 @@ def test_always_every_action_is_one_old_line_and_every_span_is_said_to_be_export
     assert {time for span in sink.spans for time in (span.start, span.end)} <= times
 
 
-@needs_command
 @pytest.mark.parametrize("headers", [{}, {"traceparent": f"00-{TRACE}-{CALLER}-01"}])
 def test_the_always_written_log_gives_the_live_spans_again_and_only_if_asked(
     program: Program, sink: Sink, archive: Sink, headers: dict[str, str]
@@ -149,7 +130,6 @@ def test_as_a_fallback_there_is_no_file_while_the_collector_takes_everything(
     assert len(sink.spans) == 13 and not result.directory.exists()
 
 
-@needs_command
 def test_as_a_fallback_the_log_gives_all_that_was_not_taken(
     program: Program, sink: Sink, archive: Sink
 ) -> None:
@@ -213,7 +193,6 @@ def test_the_file_is_named_and_guarded_as_the_old_tools_expect(
     assert line["date"] == local.strftime("%Y-%m-%d %H:%M:%S")
 
 
-@needs_command
 def test_a_full_file_is_followed_by_others_and_nothing_is_cut(
     program: Program, sink: Sink, archive: Sink
 ) -> None:
