@@ -6,40 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::attributes::text;
+use crate::context::{SpanContext, current};
 use crate::process::with_recorder;
-use crate::span::current;
-
-/// The context of one span.
-#[pyclass(frozen, eq, hash, from_py_object, module = "omnitrace")]
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SpanContext(pub(crate) omnitrace::SpanContext);
-
-#[pymethods]
-impl SpanContext {
-    #[getter]
-    fn trace_id(&self) -> String {
-        self.0.trace_id.to_string()
-    }
-
-    #[getter]
-    fn span_id(&self) -> String {
-        self.0.span_id.to_string()
-    }
-
-    #[getter]
-    fn sampled(&self) -> bool {
-        self.0.is_sampled()
-    }
-
-    #[getter]
-    fn traceparent(&self) -> String {
-        self.0.traceparent()
-    }
-
-    fn __repr__(&self) -> String {
-        format!("SpanContext('{}')", self.0.traceparent())
-    }
-}
 
 /// Keys that a carrier may hold for us.
 const KEYS: [&str; 3] = ["traceparent", "omnitrace-request-id", "omnitrace-starts"];

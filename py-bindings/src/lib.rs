@@ -3,6 +3,7 @@
 mod action;
 mod attributes;
 mod carrier;
+mod context;
 mod lifecycle;
 mod process;
 mod span;
@@ -15,7 +16,9 @@ mod _omnitrace {
     #[pymodule_export]
     use super::action::action;
     #[pymodule_export]
-    use super::carrier::{SpanContext, extract, inject};
+    use super::carrier::{extract, inject};
+    #[pymodule_export]
+    use super::context::SpanContext;
     #[pymodule_export]
     use super::lifecycle::{after_fork_in_child, flush, init, shutdown, stats};
     #[pymodule_export]
@@ -26,6 +29,6 @@ mod _omnitrace {
     #[pymodule_init]
     fn init_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        super::span::create_context_variable(module.py())
+        super::context::create_context_variable(module.py())
     }
 }

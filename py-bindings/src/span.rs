@@ -9,37 +9,14 @@ use omnitrace::span::SpanKind;
 use omnitrace::{Attribute, Value, ValueRef, clock};
 use pyo3::exceptions::{PyGeneratorExit, PyStopIteration};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 
 use crate::attributes::{entries, held, text};
-use crate::carrier::SpanContext;
+use crate::context::{CURRENT, SpanContext, current, variable_value};
 use crate::process::{count_late_span, forks, is_off, with_recorder};
 
 /// Attribute that names the exception which ended a span.
 const ERROR_TYPE: &str = "error.type";
-
-/// `contextvars.ContextVar` with the current span's context.
-static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-
-pub(crate) fn create_context_variable(py: Python<'_>) -> PyResult<()> {
-    let default = PyDict::new(py);
-    default.set_item("default", py.None())?;
-    let class = py.import("contextvars")?.getattr("ContextVar")?;
-    let variable = class.call(("omnitrace_current_span",), Some(&default))?;
-    CURRENT.get_or_init(py, || variable.unbind());
-    Ok(())
-}
-
-/// The context of the innermost open span.
-pub(crate) fn current(py: Python<'_>) -> Option<SpanContext> {
-    let value = variable_value(py)?;
-    value.bind(py).cast::<SpanContext>().ok().map(|c| *c.get())
-}
-
-fn variable_value(py: Python<'_>) -> Option<Py<PyAny>> {
-    CURRENT.get(py)?.call_method0(py, "get").ok()
-}
 
 /// A span around a block (`with`, `async with`) or each call of a function.
 #[pyclass(frozen, module = "omnitrace")]

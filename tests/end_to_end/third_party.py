@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +35,16 @@ service:
 """
 
 
+def rotel_agent() -> str:
+    """Rotel's program; a machine on which it does not start cannot run the test."""
+    package = find_spec("rotel")
+    if package is not None and package.origin is not None:
+        agent = str(Path(package.origin).with_name("rotel-agent"))
+        if subprocess.run([agent, "--version"], capture_output=True, check=False).returncode == 0:
+            return agent
+    pytest.skip("no third-party collector: install Go, or libpython3.11 for rotel")
+
+
 class Collector:
     """The OpenTelemetry Collector if it has been built, else rotel."""
 
@@ -44,6 +53,11 @@ class Collector:
         self.folder = folder
         self.onward = onward
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether it says that it has taken spans only when it has passed them on."""
+        return OTELCOL.exists()
 
     def endpoint(self, protocol: str = "http/protobuf") -> str:
         return f"http://127.0.0.1:{self.grpc if protocol == 'grpc' else self.http}"
@@ -68,11 +82,8 @@ class Collector:
             config = self.folder / "collector.yaml"
             config.write_text(CONFIG.format(grpc=self.grpc, http=self.http, onward=self.onward))
             return [str(OTELCOL), "--config", str(config)]
-        rotel = shutil.which("rotel-agent", path=str(Path(sys.executable).parent))
-        if rotel is None:
-            pytest.fail("no collector: run tests/collector/build.sh, or pip install rotel")
         return [
-            rotel,
+            rotel_agent(),
             "start",
             *("--otlp-grpc-endpoint", f"127.0.0.1:{self.grpc}"),
             *("--otlp-http-endpoint", f"127.0.0.1:{self.http}"),

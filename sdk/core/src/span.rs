@@ -171,11 +171,3 @@ pub struct Span {
     /// The phase behind it; none for a free span.
     pub origin: Option<Box<PhaseOrigin>>,
 }
-
-impl Span {
-    /// Rough bytes it holds in memory, for the bound on what waits.
-    pub fn memory(&self) -> usize {
-        let attributes = self.attributes.len() + self.events.len() * 2;
-        std::mem::size_of::<Self>() + std::mem::size_of::<PhaseOrigin>() + attributes * 64
-    }
-}
