@@ -159,14 +159,26 @@ fn without_prefix(id: &str) -> Option<&str> {
         }
         _ => id,
     };
-    let base = unnumbered
-        .strip_prefix("chatcmpl-")
-        .or_else(|| unnumbered.strip_prefix("cmpl-"))
-        .filter(|base| !base.is_empty())?;
-    match unique_part(base) {
-        Some(length) if is_vllm_suffix(&base[length..]) => Some(&base[..length]),
-        _ => Some(base),
+    let (base, is_completion) = match unnumbered.strip_prefix("chatcmpl-") {
+        Some(base) => (base, false),
+        None => (unnumbered.strip_prefix("cmpl-")?, true),
+    };
+    if base.is_empty() {
+        return None;
     }
+    let Some(unique) = unique_part(base) else {
+        return Some(base);
+    };
+    let appended = |text: &str, is_ours: fn(&str) -> bool| {
+        let at = unique + text[unique..].rfind('-')?;
+        is_ours(&text[at + 1..]).then_some(at)
+    };
+    let mut kept = base;
+    kept = appended(kept, is_random).map_or(kept, |at| &kept[..at]);
+    if is_completion {
+        kept = appended(kept, is_index).map_or(kept, |at| &kept[..at]);
+    }
+    Some(kept)
 }
 
 /// Length of a leading UUID or run of 32 hexadecimal digits.
@@ -185,17 +197,12 @@ fn unique_part(text: &str) -> Option<usize> {
     bytes.get(..32).is_some_and(hex).then_some(32)
 }
 
-/// `-<i>`, `-<8 hex>` or `-<i>-<8 hex>`.
-fn is_vllm_suffix(text: &str) -> bool {
-    let Some(text) = text.strip_prefix('-') else {
-        return false;
-    };
-    let number = |t: &str| !t.is_empty() && t.len() < 6 && t.bytes().all(|b| b.is_ascii_digit());
-    let random = |t: &str| t.len() == 8 && t.bytes().all(|b| b.is_ascii_hexdigit());
-    match text.split_once('-') {
-        Some((index, rest)) => number(index) && random(rest),
-        None => number(text) || random(text),
-    }
+fn is_index(text: &str) -> bool {
+    (1..6).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_random(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -233,6 +240,19 @@ mod tests {
             ),
         ] {
             assert_eq!(canonical_request_id(form), canonical);
+        }
+        // What a client has put there itself is the same at the proxy, which sees
+        // the bare id, and on the nodes.
+        for own in [format!("{UUID}-1"), "x".to_owned(), format!("{UUID}-2-3")] {
+            for form in [
+                own.clone(),
+                format!("chatcmpl-{own}"),
+                format!("chatcmpl-chatcmpl-{own}"),
+                format!("cmpl-{UUID}-0").replace(UUID, &own),
+            ] {
+                let expected = if form == "cmpl-x-0" { "x-0" } else { &own };
+                assert_eq!(canonical_request_id(&form), expected, "{form}");
+            }
         }
     }
 
