@@ -1,5 +1,5 @@
 # make demo    one request traced end to end, on this machine
-# make test    everything that CI runs
+# make test    the tests
 # make lint    format, clippy, ruff, types
 # make bench   what a span costs
 # make module  the nginx module; wheel: the Python wheel; command: the command

@@ -169,13 +169,6 @@ impl Vocabulary {
         (0u16..).map(PhaseId).zip(&self.phases)
     }
 
-    /// The phase with this name.
-    pub fn phase_named(&self, name: &str) -> Option<PhaseId> {
-        self.phases()
-            .find(|(_, p)| &*p.name == name)
-            .map(|(id, _)| id)
-    }
-
     /// All actions, in the order of the file.
     pub fn actions(&self) -> &[Action] {
         &self.actions
