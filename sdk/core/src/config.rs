@@ -173,7 +173,7 @@ impl Config {
             exporter: env.exporter(),
             schedule_delay: env.millis("OTEL_BSP_SCHEDULE_DELAY", 5_000),
             export_timeout: env.millis("OTEL_BSP_EXPORT_TIMEOUT", 30_000),
-            max_batch: env.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512).max(1) as usize,
+            max_batch: env.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 4096).max(1) as usize,
             max_waiting_spans: env.number("OTEL_BSP_MAX_QUEUE_SIZE", 1 << 20).max(1) as usize,
             max_waiting_bytes: env.number("OMNITRACE_MEMORY_LIMIT_MIB", 64).max(1) as usize
                 * (1 << 20),

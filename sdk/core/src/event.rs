@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use crate::context::SpanContext;
 use crate::id::{SpanId, TraceId};
-use crate::span::{Source, SpanKind};
+use crate::key::KeyRef;
+use crate::span::{Dropped, Link, ScopeId, Source, SpanEvent, SpanKind, StatusRef};
 use crate::value::ValueRef;
 use crate::vocabulary::ActionId;
 
 /// Attributes as the caller holds them.
-pub type Attributes<'a> = &'a [(&'a str, ValueRef<'a>)];
+pub type Attributes<'a> = &'a [(KeyRef<'a>, ValueRef<'a>)];
 
 /// One moment of one request, as the caller hands it over.
 #[derive(Debug, Clone, Copy)]
@@ -41,12 +42,47 @@ pub struct FreeSpan<'a> {
     pub span_id: SpanId,
     /// Where it hangs.
     pub parent: Parent<'a>,
+    /// The parent is in another process.
+    pub parent_is_remote: bool,
+    /// W3C `tracestate`; may be empty.
+    pub trace_state: &'a str,
     /// Its kind.
     pub kind: SpanKind,
-    /// Description of the failure, if it failed.
-    pub error: Option<&'a str>,
+    /// Its status.
+    pub status: StatusRef<'a>,
     /// What else is known.
     pub attributes: Attributes<'a>,
+    /// Events by time.
+    pub events: &'a [SpanEvent],
+    /// Links.
+    pub links: &'a [Link],
+    /// What the caller's limits have kept out.
+    pub dropped: Dropped,
+    /// The library that made it: a number of [`crate::Recorder::scope`].
+    pub scope: ScopeId,
+}
+
+impl<'a> FreeSpan<'a> {
+    /// A span of nothing but its name, times and place.
+    #[inline]
+    pub fn new(name: &'a str, start: u64, end: u64, span_id: SpanId, parent: Parent<'a>) -> Self {
+        Self {
+            name,
+            start,
+            end,
+            span_id,
+            parent,
+            parent_is_remote: false,
+            trace_state: "",
+            kind: SpanKind::Internal,
+            status: StatusRef::Unset,
+            attributes: &[],
+            events: &[],
+            links: &[],
+            dropped: Dropped::default(),
+            scope: ScopeId::default(),
+        }
+    }
 }
 
 /// Where a free span hangs.

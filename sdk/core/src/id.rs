@@ -3,8 +3,12 @@
 //! Trace and span ids are XXH3 hashes, so proxy, prefill and decode node, and a
 //! later import of their logs, agree without talking to each other.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// A W3C trace id, never zero.
@@ -56,6 +60,50 @@ impl SpanId {
     /// As an integer, most significant byte first.
     pub fn value(self) -> u64 {
         self.0
+    }
+}
+
+thread_local! {
+    /// This thread's random numbers, and the process they were seeded in.
+    static RANDOM: RefCell<Option<(u64, SmallRng)>> = const { RefCell::new(None) };
+}
+
+/// Forks between the first process of this program and this one.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// To be called in a forked child: its numbers must not be its parent's.
+pub(crate) fn restart_random() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A random number from this thread's generator, seeded by the system.
+#[inline]
+fn random<T>(draw: impl FnOnce(&mut SmallRng) -> T) -> T {
+    let forks = FORKS.load(Ordering::Relaxed);
+    RANDOM.with_borrow_mut(|state| {
+        if state.as_ref().is_none_or(|(seeded, _)| *seeded != forks) {
+            *state = None;
+        }
+        draw(
+            &mut state
+                .get_or_insert_with(|| (forks, SmallRng::from_os_rng()))
+                .1,
+        )
+    })
+}
+
+impl TraceId {
+    /// One that no other trace has.
+    pub fn random() -> Self {
+        Self(random(|rng| rng.random::<u128>()).max(1))
+    }
+}
+
+impl SpanId {
+    /// One that no other span has.
+    #[inline]
+    pub fn random() -> Self {
+        Self(random(|rng| rng.random::<u64>()).max(1))
     }
 }
 

@@ -12,15 +12,19 @@ mod carry;
 pub mod clock;
 pub mod config;
 pub mod context;
+mod decode;
 pub mod delivery;
 pub mod diagnostics;
+mod encode;
 pub mod event;
 pub mod id;
+mod key;
 pub mod legacy_log;
 pub mod node;
 pub mod pipeline;
 mod queue;
 pub mod recorder;
+mod scopes;
 pub mod span;
 pub mod sse;
 pub mod value;
@@ -30,8 +34,16 @@ pub use config::Config;
 pub use context::SpanContext;
 pub use delivery::Stats;
 pub use event::{Action, FreeSpan, Parent};
+pub use key::{Key, KeyId, KeyRef};
 pub use pipeline::Pipeline;
 pub use recorder::Recorder;
 pub use span::Span;
 pub use value::{Attribute, Value, ValueRef};
 pub use vocabulary::Vocabulary;
+
+/// To be called in a forked child before it records anything: what belongs to the
+/// parent's threads is forgotten.
+pub fn after_fork_in_child() {
+    id::restart_random();
+    clock::restart();
+}

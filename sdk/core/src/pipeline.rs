@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::assembler::{Assembler, Output, Scope};
-use crate::clock;
+use crate::clock::{self, Steering};
 use crate::config::Config;
 use crate::context::SpanContext;
 use crate::delivery::otlp::{ExportError, OtlpExporter, Taken};
@@ -165,6 +165,7 @@ struct Worker {
     delivery: Delivery,
     exporter: Option<Arc<OtlpExporter>>,
     source: Arc<Source>,
+    steering: Steering,
     began: Instant,
     /// When the queue was last emptied.
     now: Instant,
@@ -194,10 +195,16 @@ impl Worker {
         };
         Self {
             assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process),
-            delivery: Delivery::new(&config, Arc::clone(&source), &resource),
+            delivery: Delivery::new(
+                &config,
+                Arc::clone(&source),
+                &resource,
+                Arc::clone(&recorder.scopes),
+            ),
             source,
             exporter,
             recorder,
+            steering: Steering::new(),
             began: Instant::now(),
             now: Instant::now(),
             stats,
@@ -297,6 +304,7 @@ impl Worker {
 
     /// Empties the queue through the assembler into delivery.
     fn drain(&mut self) {
+        self.steering.adjust();
         let mut output = Output::default();
         self.now = Instant::now();
         let now = self.now.saturating_duration_since(self.began).as_nanos() as u64;
@@ -324,12 +332,9 @@ impl Worker {
 
     fn take(&mut self, record: Record<'_>, output: &mut Output) {
         match record {
-            Record::Bind {
-                request_id,
-                canonical,
-                context,
-            } => {
-                self.assembler.bind(request_id, canonical, context);
+            Record::Bind(bind) => {
+                self.assembler
+                    .bind(bind.request_id, bind.canonical, bind.context);
             }
             Record::Span(span) => {
                 self.delivery.stats.events += 1;
@@ -354,7 +359,7 @@ impl Worker {
             request_id: action.request_id,
             occurrence: action.occurrence,
             context: action.context,
-            attributes: action.attributes,
+            attributes: action.attributes.typed().collect(),
             source: Arc::clone(&self.source),
             carried: action.carried,
         };

@@ -7,14 +7,17 @@ use crate::carry::{self, Carried, Carry};
 use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan};
 use crate::id::{TraceId, canonical_request_id};
-use crate::queue::{ActionRecord, Bind, Queue, kept_id};
-use crate::vocabulary::Vocabulary;
+use crate::queue::{self, ActionRecord, Bind, Cut, Queue, SpanRecord, kept_id};
+use crate::scopes::Scopes;
+use crate::span::{Dropped, InstrumentationScope, ScopeId};
+use crate::vocabulary::{ActionId, Vocabulary};
 
 /// Takes records from any thread; waits for nobody.
 pub struct Recorder {
     vocabulary: Arc<Vocabulary>,
     pub(crate) queue: Queue,
     carry: Carry,
+    pub(crate) scopes: Arc<Scopes>,
     lost_spans: AtomicU64,
 }
 
@@ -24,36 +27,72 @@ impl Recorder {
             vocabulary,
             queue,
             carry: Carry::default(),
+            scopes: Arc::default(),
             lost_spans: AtomicU64::new(0),
         }
     }
 
     /// Records a moment of a request. False: the queue was full; it is counted.
     pub fn action(&self, action: &Action<'_>) -> bool {
-        let action = &Action {
-            request_id: kept_id(action.request_id),
-            ..*action
-        };
         let id = self.vocabulary.action_named(action.name);
         if let Some(id) = id
             && self.vocabulary.action(id).carried
         {
-            self.carry.start(action.request_id, id, action.time);
+            let request_id = kept_id(action.request_id);
+            self.carry.start(request_id, id, action.time);
         }
-        self.queue.push(&ActionRecord {
-            id,
-            carried: false,
-            action: *action,
-        })
+        self.push_action(id, false, action)
+    }
+
+    #[inline]
+    fn push_action(&self, id: Option<ActionId>, carried: bool, action: &Action<'_>) -> bool {
+        match ActionRecord::new(id, carried, action) {
+            Some(record) => self.queue.push(&record),
+            None => {
+                let cut = Cut::new(action.attributes);
+                let attributes = &cut.list;
+                let action = Action {
+                    attributes,
+                    ..*action
+                };
+                ActionRecord::new(id, carried, &action)
+                    .is_some_and(|record| self.queue.push(&record))
+            }
+        }
     }
 
     /// Records a finished span. False: the queue was full; it is counted.
+    #[inline]
     pub fn span(&self, span: &FreeSpan<'_>) -> bool {
-        let pushed = self.queue.push(span);
+        let simple =
+            span.events.is_empty() && span.links.is_empty() && span.dropped == Dropped::default();
+        let pushed = match SpanRecord::new(span, &[]) {
+            Some(record) if simple => self.queue.push(&record),
+            _ => self.push_other(span),
+        };
         if !pushed {
             self.lost_spans.fetch_add(1, Ordering::Relaxed);
         }
         pushed
+    }
+
+    /// A span with events or links, or with more attributes than are kept.
+    #[cold]
+    fn push_other(&self, span: &FreeSpan<'_>) -> bool {
+        let cut = Cut::new(span.attributes);
+        let mut span = FreeSpan {
+            attributes: &cut.list,
+            ..*span
+        };
+        span.dropped.attributes += cut.dropped;
+        let more = queue::more(&span);
+        SpanRecord::new(&span, &more).is_some_and(|record| self.queue.push(&record))
+    }
+
+    /// The number of an instrumentation scope, for [`FreeSpan::scope`]. A process
+    /// has few of them: to be asked for once, not for each span.
+    pub fn scope(&self, scope: &InstrumentationScope) -> ScopeId {
+        self.scopes.number(scope)
     }
 
     /// Reads the context that came with a call. With a request id it is bound to
@@ -85,11 +124,7 @@ impl Recorder {
                 context: None,
                 attributes: &[],
             };
-            self.queue.push(&ActionRecord {
-                id: Some(id),
-                carried: true,
-                action,
-            });
+            self.push_action(Some(id), true, &action);
         }
         context
     }

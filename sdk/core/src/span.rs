@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::context::SpanContext;
 use crate::id::{SpanId, TraceId};
@@ -64,8 +64,42 @@ pub enum Status {
     Error(Arc<str>),
 }
 
+/// OpenTelemetry span status, as the caller holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StatusRef<'a> {
+    /// Nothing said.
+    #[default]
+    Unset,
+    /// Said to be fine.
+    Ok,
+    /// Failed, with a description that may be empty.
+    Error(&'a str),
+}
+
+impl Status {
+    /// The same status, borrowed.
+    pub fn as_ref(&self) -> StatusRef<'_> {
+        match self {
+            Self::Unset => StatusRef::Unset,
+            Self::Ok => StatusRef::Ok,
+            Self::Error(text) => StatusRef::Error(text),
+        }
+    }
+}
+
+impl StatusRef<'_> {
+    /// The same status, owned.
+    pub fn to_status(self) -> Status {
+        match self {
+            Self::Unset => Status::Unset,
+            Self::Ok => Status::Ok,
+            Self::Error(text) => Status::Error(text.into()),
+        }
+    }
+}
+
 /// A moment within a span.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct SpanEvent {
     /// Nanoseconds since 1970.
     pub time: u64,
@@ -73,16 +107,78 @@ pub struct SpanEvent {
     pub name: Arc<str>,
     /// Event attributes.
     pub attributes: Vec<Attribute>,
+    /// Attributes left out because of a limit.
+    pub dropped_attributes: u32,
 }
 
 /// A span that this one points to without being its child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Link {
     /// Trace of the other span.
     pub trace_id: TraceId,
     /// The other span.
     pub span_id: SpanId,
+    /// W3C `tracestate` of the other span.
+    pub trace_state: Box<str>,
+    /// What is known of the link.
+    pub attributes: Vec<Attribute>,
+    /// Attributes left out because of a limit.
+    pub dropped_attributes: u32,
 }
+
+impl Link {
+    /// A link without attributes.
+    pub fn new(trace_id: TraceId, span_id: SpanId) -> Self {
+        Self {
+            trace_id,
+            span_id,
+            trace_state: "".into(),
+            attributes: Vec::new(),
+            dropped_attributes: 0,
+        }
+    }
+}
+
+/// What limits have kept out of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dropped {
+    /// Attributes.
+    pub attributes: u32,
+    /// Events.
+    pub events: u32,
+    /// Links.
+    pub links: u32,
+}
+
+/// The library that made a span (OpenTelemetry's instrumentation scope).
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstrumentationScope {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its version; may be empty.
+    pub version: Arc<str>,
+    /// URL of the schema that its attributes follow; may be empty.
+    pub schema_url: Arc<str>,
+    /// What else is known of it.
+    pub attributes: Vec<Attribute>,
+}
+
+impl InstrumentationScope {
+    /// Our own: of phases, and of free spans that name no other.
+    pub fn omnitrace() -> Self {
+        Self {
+            name: "omnitrace".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            schema_url: "".into(),
+            attributes: Vec::new(),
+        }
+    }
+}
+
+/// A scope's number in its process; 0 is omnitrace's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScopeId(pub(crate) u16);
 
 /// Where a span or event was recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -148,8 +244,12 @@ pub struct Span {
     pub span_id: SpanId,
     /// Its parent; none for a root.
     pub parent_span_id: Option<SpanId>,
+    /// The parent is in another process.
+    pub parent_is_remote: bool,
     /// W3C trace flags.
     pub flags: u8,
+    /// W3C `tracestate`; may be empty.
+    pub trace_state: Box<str>,
     /// Its name.
     pub name: Arc<str>,
     /// Its kind.
@@ -166,6 +266,10 @@ pub struct Span {
     pub events: Vec<SpanEvent>,
     /// Links.
     pub links: Vec<Link>,
+    /// What limits have kept out.
+    pub dropped: Dropped,
+    /// The library that made it; none stands for [`InstrumentationScope::omnitrace`].
+    pub scope: Option<Arc<InstrumentationScope>>,
     /// Who recorded it.
     pub source: Arc<Source>,
     /// The phase behind it; none for a free span.

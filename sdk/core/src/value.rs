@@ -1,6 +1,13 @@
 //! Attribute values, owned and borrowed.
 
+use std::fmt;
 use std::sync::Arc;
+
+use opentelemetry_proto::tonic::common::v1::ArrayValue;
+use prost::Message;
+
+use crate::decode;
+use crate::encode::{self, Raw};
 
 /// An attribute value that owns its text.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,7 +20,18 @@ pub enum Value {
     F64(f64),
     /// Truth value.
     Bool(bool),
+    /// Values of one type.
+    Array(Array),
 }
+
+/// Values of one type, as the bytes of an OTLP `ArrayValue`: they are rare, and
+/// so is looking at them before they are sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Array(Arc<[u8]>);
+
+/// An [`Array`] as the caller holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArrayRef<'a>(pub(crate) &'a [u8]);
 
 /// An attribute value as the caller holds it; nothing is copied until it is in
 /// the queue.
@@ -27,6 +45,8 @@ pub enum ValueRef<'a> {
     F64(f64),
     /// Truth value.
     Bool(bool),
+    /// Values of one type.
+    Array(ArrayRef<'a>),
 }
 
 /// A key with its value.
@@ -64,6 +84,7 @@ impl Value {
             Self::I64(n) => ValueRef::I64(*n),
             Self::F64(n) => ValueRef::F64(*n),
             Self::Bool(b) => ValueRef::Bool(*b),
+            Self::Array(array) => ValueRef::Array(array.as_ref()),
         }
     }
 }
@@ -76,7 +97,42 @@ impl ValueRef<'_> {
             Self::I64(n) => Value::I64(n),
             Self::F64(n) => Value::F64(n),
             Self::Bool(b) => Value::Bool(b),
+            Self::Array(ArrayRef(bytes)) => Value::Array(Array(bytes.into())),
         }
+    }
+}
+
+impl Array {
+    /// Arrays within `items` are left out: OpenTelemetry has none.
+    pub fn new<'a>(items: impl Iterator<Item = ValueRef<'a>> + Clone) -> Self {
+        let items = items.filter(|item| !matches!(item, ValueRef::Array(_)));
+        Self(encode::array(items.map(Raw::from)).into())
+    }
+
+    /// The values one by one.
+    pub fn items(&self) -> Vec<Value> {
+        // The bytes are our own: what cannot be read was never written.
+        let array = ArrayValue::decode(&*self.0).unwrap_or_default();
+        let items = array.values.into_iter().filter_map(|v| v.value);
+        items.filter_map(decode::value).collect()
+    }
+
+    /// The same array, borrowed.
+    pub fn as_ref(&self) -> ArrayRef<'_> {
+        ArrayRef(&self.0)
+    }
+}
+
+impl FromIterator<Value> for Array {
+    fn from_iter<I: IntoIterator<Item = Value>>(items: I) -> Self {
+        let items: Vec<Value> = items.into_iter().collect();
+        Self::new(items.iter().map(Value::as_ref))
+    }
+}
+
+impl fmt::Debug for Array {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.items()).finish()
     }
 }
 

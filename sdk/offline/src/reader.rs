@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
 use omnitrace::SpanContext;
-use omnitrace::id::{SpanId, TraceId, canonical_request_id};
-use omnitrace::legacy_log::{ActionLine, Line, LineError, SpanSuffix, parse_line};
-use omnitrace::span::{Source, Span, SpanKind, Status};
+use omnitrace::id::{SpanId, canonical_request_id};
+use omnitrace::legacy_log::{ActionLine, Line, LineError, parse_line};
+use omnitrace::span::{Source, Span};
 use omnitrace::value::Attribute;
 use rayon::prelude::*;
 
@@ -232,7 +232,8 @@ impl Partial {
                 }),
         );
         if let Some(span) = &line.suffix.span {
-            let free = free_span(&line, span, source);
+            let attributes = &line.suffix.attributes;
+            let free = span.span(&line.action, line.time, attributes, source);
             self.spans.extend(free);
             return;
         }
@@ -270,33 +271,6 @@ impl Partial {
             }
         }
     }
-}
-
-/// The free span of a line; none if its ids are damaged.
-fn free_span(line: &ActionLine<'_>, suffix: &SpanSuffix, source: Arc<Source>) -> Option<Span> {
-    let parent = match &suffix.parent_span_id {
-        Some(id) => Some(SpanId::parse(id.as_bytes())?),
-        None => None,
-    };
-    Some(Span {
-        trace_id: TraceId::parse(suffix.trace_id.as_bytes())?,
-        span_id: SpanId::parse(suffix.span_id.as_bytes())?,
-        parent_span_id: parent,
-        flags: suffix.flags,
-        name: line.action.as_ref().into(),
-        kind: SpanKind::named(&suffix.kind).unwrap_or_default(),
-        start: suffix.start.min(line.time),
-        end: line.time,
-        status: suffix
-            .error
-            .as_deref()
-            .map_or(Status::Unset, |e| Status::Error(e.into())),
-        attributes: line.suffix.attributes.0.clone(),
-        events: Vec::new(),
-        links: Vec::new(),
-        source,
-        origin: None,
-    })
 }
 
 fn merge(parts: Vec<Partial>) -> Log {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use omnitrace::id::{PhaseKey, SpanId, TraceId};
-use omnitrace::span::{Source, Span, SpanKind, Status};
+use omnitrace::span::{Dropped, Source, Span, SpanKind, Status};
 use omnitrace::value::Attribute;
 use omnitrace::vocabulary::{PhaseId, RoleId, Vocabulary};
 
@@ -261,7 +261,9 @@ impl Drawing<'_> {
             }
             .span_id(),
             parent_span_id: parent,
+            parent_is_remote: false,
             flags: 1,
+            trace_state: Box::default(),
             name: name.into(),
             kind: SpanKind::Internal,
             start,
@@ -273,6 +275,8 @@ impl Drawing<'_> {
             ],
             events: Vec::new(),
             links: Vec::new(),
+            dropped: Dropped::default(),
+            scope: None,
             source: Arc::new(Source {
                 role: role.into(),
                 node: "".into(),

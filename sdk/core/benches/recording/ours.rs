@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use omnitrace::event::{Action, FreeSpan, Parent};
 use omnitrace::id::SpanId;
-use omnitrace::span::SpanKind;
-use omnitrace::{Config, Pipeline, Recorder, SpanContext, ValueRef, clock};
+use omnitrace::{Config, Key, Pipeline, Recorder, SpanContext, ValueRef, clock};
 
 use crate::measure::{BURST, Books, Contestant};
 
@@ -79,38 +78,39 @@ pub(crate) fn span(
         endpoint,
         Spans {
             parent: remote_parent()?,
-            ids: Ids(1),
             requests: request_ids(0, BURST),
         },
     )
 }
 
+static OPERATION: Key = Key::new("gen_ai.operation.name");
+static MODEL: Key = Key::new("gen_ai.request.model");
+static REQUEST_ID: Key = Key::new("gen_ai.request.id");
+static INPUT_TOKENS: Key = Key::new("gen_ai.usage.input_tokens");
+static OUTPUT_TOKENS: Key = Key::new("gen_ai.usage.output_tokens");
+static TEMPERATURE: Key = Key::new("gen_ai.request.temperature");
+
 struct Spans {
     parent: SpanContext,
-    ids: Ids,
     requests: Vec<String>,
 }
 
 impl Records for Spans {
     fn record(&mut self, recorder: &Recorder) {
         for request in &self.requests {
-            let (start, span_id) = (clock::now(), self.ids.next());
+            let start = clock::now();
+            let (name, parent) = (crate::peers::NAME, Parent::Span(self.parent));
+            let id = SpanId::random();
             recorder.span(&FreeSpan {
-                name: crate::peers::NAME,
-                start,
-                end: clock::now(),
-                span_id,
-                parent: Parent::Span(self.parent),
-                kind: SpanKind::Internal,
-                error: None,
                 attributes: &[
-                    ("gen_ai.operation.name", ValueRef::Str("chat")),
-                    ("gen_ai.request.model", ValueRef::Str("deepseek-r1")),
-                    ("gen_ai.request.id", ValueRef::Str(request)),
-                    ("gen_ai.usage.input_tokens", ValueRef::I64(1024)),
-                    ("gen_ai.usage.output_tokens", ValueRef::I64(128)),
-                    ("gen_ai.request.temperature", ValueRef::F64(0.7)),
+                    (OPERATION.get(), ValueRef::Str("chat")),
+                    (MODEL.get(), ValueRef::Str("deepseek-r1")),
+                    (REQUEST_ID.get(), ValueRef::Str(request)),
+                    (INPUT_TOKENS.get(), ValueRef::I64(1024)),
+                    (OUTPUT_TOKENS.get(), ValueRef::I64(128)),
+                    (TEMPERATURE.get(), ValueRef::F64(0.7)),
                 ],
+                ..FreeSpan::new(name, start, clock::now(), id, parent)
             });
         }
     }
@@ -179,20 +179,4 @@ impl Records for Actions {
 pub(crate) fn request_ids(first: u64, count: u64) -> Vec<String> {
     let id = |n| format!("chatcmpl-38a4f1c0-5b1e-4c52-9c0d-{n:012x}");
     (first..first + count).map(id).collect()
-}
-
-/// SplitMix64: span ids as cheap as a caller can make them.
-struct Ids(u64);
-
-impl Ids {
-    fn next(&mut self) -> SpanId {
-        loop {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            if let Some(id) = SpanId::new(mixed ^ (mixed >> 31)) {
-                return id;
-            }
-        }
-    }
 }

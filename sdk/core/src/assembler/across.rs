@@ -57,10 +57,7 @@ pub(super) fn adopt_by_tree(vocabulary: &Vocabulary, spans: &mut [Span]) {
         };
         for span in spans.iter_mut() {
             if span.origin.as_ref().is_some_and(|o| o.phase == from) {
-                span.links.push(Link {
-                    trace_id: span.trace_id,
-                    span_id: *to,
-                });
+                span.links.push(Link::new(span.trace_id, *to));
             }
         }
     }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::context::SpanContext;
 use crate::event::{ActionName, Event, Parent};
 use crate::id::{SpanId, TraceId, canonical_request_id};
-use crate::span::{PhaseOrigin, Place, Source, Span};
+use crate::span::{Dropped, PhaseOrigin, Place, Source, Span, SpanKind};
 use crate::value::Attribute;
 use crate::vocabulary::{PhaseId, RoleId, Vocabulary};
 
@@ -466,7 +466,10 @@ fn emit(
         trace_id,
         span_id: visit.span_id(vocabulary, trace_id, &request.id, phase, occurrence),
         parent_span_id: parent,
+        // A SERVER span's parent is the caller; any other's is in this process.
+        parent_is_remote: definition.kind == SpanKind::Server,
         flags: visit.flags(),
+        trace_state: Box::default(),
         name: contents.name,
         kind: definition.kind,
         start: extent.start,
@@ -475,6 +478,8 @@ fn emit(
         attributes: contents.attributes,
         events: contents.events,
         links: Vec::new(),
+        dropped: Dropped::default(),
+        scope: None,
         source: Arc::clone(&visit.source),
         origin: Some(Box::new(PhaseOrigin {
             request_id: Arc::clone(&request.id),

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use opentelemetry_http::Bytes;
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
-use opentelemetry_proto::tonic::trace::v1::{self as proto, ScopeSpans};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 
-use crate::id::{SpanId, TraceId};
+use crate::decode;
+use crate::encode::{self, Out};
+use crate::id::SpanId;
 use crate::queue::DecodedSpan;
-use crate::span::{Link, PhaseOrigin, Place, Source, Span, SpanEvent, SpanKind, Status};
-use crate::value::{Attribute, Value};
+use crate::span::{PhaseOrigin, Place, ScopeId, Source, Span};
 
-use super::encode::{self, Envelope};
+use super::envelopes::Envelopes;
 
 /// A Collector's usual limit on a gRPC message is 4 MiB; one span is far below
 /// the rest.
@@ -26,14 +26,12 @@ const FULL_BYTES: usize = 3 << 20;
 /// Rough bytes that a span takes beside its encoding.
 const BESIDE: usize = 64;
 
-/// Spans of one process, in the order they were finished.
+/// Spans of one process, by instrumentation scope, in the order they were finished.
 pub struct Batch {
-    /// Room for the envelope, then the spans.
+    /// Unused room, then an `ExportTraceServiceRequest`.
     buffer: Bytes,
-    /// Where the request's body begins in it.
+    /// Where that begins.
     body: usize,
-    /// Where the spans begin in it.
-    spans: usize,
     entries: Vec<Entry>,
     /// When its first span came.
     pub(super) since: Instant,
@@ -46,47 +44,76 @@ struct Entry {
     origin: Option<Box<PhaseOrigin>>,
 }
 
+/// What a batch that has gone leaves to another: pages that are there already.
+#[derive(Default)]
+pub(super) struct Memory {
+    buffer: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// Spans of one scope that came one after the other.
+struct Run {
+    scope: ScopeId,
+    /// Where its bytes begin.
+    bytes: usize,
+    /// Where its entries begin.
+    entries: usize,
+}
+
 /// A batch that still takes spans.
 pub(super) struct OpenBatch {
-    buffer: Vec<u8>,
+    buffer: Out,
     room: usize,
+    runs: Vec<Run>,
     entries: Vec<Entry>,
     since: Option<Instant>,
     until: Instant,
 }
 
 impl OpenBatch {
-    pub(super) fn new(envelope: &Envelope, capacity: usize) -> Self {
-        let room = envelope
-            .head(usize::try_from(u32::MAX).unwrap_or(usize::MAX))
-            .len();
-        let mut buffer = Vec::with_capacity(capacity.max(room));
-        buffer.resize(room, 0);
-        Self {
+    pub(super) fn new(envelopes: &Envelopes, memory: Memory) -> Self {
+        let Memory {
             buffer,
+            mut entries,
+        } = memory;
+        let room = envelopes.room();
+        entries.clear();
+        Self {
+            buffer: Out::over(buffer, room),
             room,
-            entries: Vec::new(),
+            runs: Vec::new(),
+            entries,
             since: None,
             until: Instant::now(),
         }
     }
 
-    pub(super) fn push(&mut self, span: Span, now: Instant) {
+    pub(super) fn push(&mut self, span: Span, scope: ScopeId, now: Instant) {
+        self.begin(scope, now);
         encode::span(&span, &mut self.buffer);
         self.entries.push(Entry {
             span_id: span.span_id,
             origin: span.origin,
         });
-        self.since.get_or_insert(now);
-        self.until = now;
     }
 
     pub(super) fn push_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
+        self.begin(span.scope, now);
         encode::free_span(span, place, &mut self.buffer);
         self.entries.push(Entry {
             span_id: span.span_id,
             origin: None,
         });
+    }
+
+    fn begin(&mut self, scope: ScopeId, now: Instant) {
+        if self.runs.last().is_none_or(|run| run.scope != scope) {
+            self.runs.push(Run {
+                scope,
+                bytes: self.buffer.len(),
+                entries: self.entries.len(),
+            });
+        }
         self.since.get_or_insert(now);
         self.until = now;
     }
@@ -108,33 +135,66 @@ impl OpenBatch {
     }
 
     /// The batch, and an empty one in its place. None: there is no span in it.
-    pub(super) fn seal(&mut self, envelope: &Envelope) -> Option<Batch> {
+    pub(super) fn seal(&mut self, envelopes: &mut Envelopes, memory: Memory) -> Option<Batch> {
         let since = self.since?;
-        let next = Self::new(envelope, self.buffer.len());
-        let mut full = std::mem::replace(self, next);
-        let head = envelope.head(full.buffer.len() - full.room);
-        let body = full.room - head.len();
-        full.buffer[body..full.room].copy_from_slice(&head);
+        let next = Self::new(envelopes, memory);
+        let full = std::mem::replace(self, next);
+        let until = full.until;
+        let (buffer, body, entries) = full.close(envelopes);
         Some(Batch {
-            buffer: full.buffer.into(),
+            buffer: buffer.into(),
             body,
-            spans: full.room,
-            entries: full.entries,
+            entries,
             since,
-            until: full.until,
+            until,
         })
+    }
+
+    /// The request's bytes, where they begin, and what belongs to each span.
+    fn close(mut self, envelopes: &mut Envelopes) -> (Vec<u8>, usize, Vec<Entry>) {
+        if let [run] = &self.runs[..] {
+            let (head, tail) = envelopes.around(run.scope, self.buffer.len() - self.room);
+            if let Some(body) = self.room.checked_sub(head.len()) {
+                self.buffer.written_mut()[body..self.room].copy_from_slice(&head);
+                self.buffer.copy(tail);
+                return (self.buffer.finish(), body, self.entries);
+            }
+        }
+        let mut scopes: Vec<(ScopeId, Vec<&[u8]>, Vec<Entry>)> = Vec::new();
+        let mut end = self.buffer.len();
+        for run in self.runs.iter().rev() {
+            let entries = self.entries.split_off(run.entries);
+            let bytes = &self.buffer.written()[run.bytes..end];
+            end = run.bytes;
+            match scopes.iter_mut().find(|(scope, ..)| *scope == run.scope) {
+                Some((_, runs, all)) => {
+                    runs.insert(0, bytes);
+                    all.splice(0..0, entries);
+                }
+                None => scopes.push((run.scope, vec![bytes], entries)),
+            }
+        }
+        let mut all = Vec::new();
+        let mut parts = Vec::new();
+        for (scope, runs, entries) in scopes {
+            all.extend(entries);
+            parts.push((scope, runs));
+        }
+        (envelopes.whole(parts), 0, all)
     }
 }
 
 impl Batch {
     /// A batch of these spans; none if there are none.
-    pub(super) fn of(spans: Vec<Span>, envelope: &Envelope) -> Option<Self> {
-        let mut open = OpenBatch::new(envelope, 0);
+    pub(super) fn of(spans: Vec<Span>, envelopes: &mut Envelopes) -> Option<Self> {
+        let mut open = OpenBatch::new(envelopes, Memory::default());
         let now = Instant::now();
         for span in spans {
-            open.push(span, now);
+            let scope = span.scope.as_deref();
+            let scope = scope.map(|scope| envelopes.scopes().number(scope));
+            open.push(span, scope.unwrap_or_default(), now);
         }
-        open.seal(envelope)
+        open.seal(envelopes, Memory::default())
     }
 
     /// Number of spans, never 0.
@@ -156,97 +216,34 @@ impl Batch {
         self.buffer.slice(self.body..)
     }
 
+    /// Its memory, where nobody else has a part of it.
+    pub(super) fn into_memory(self) -> Memory {
+        let buffer = self.buffer.try_into_mut().map(Vec::from);
+        Memory {
+            buffer: buffer.unwrap_or_default(),
+            entries: self.entries,
+        }
+    }
+
     /// The spans as they were before they became bytes.
     pub(super) fn decode(&self, source: &Arc<Source>) -> Vec<Span> {
         // The bytes are our own: what cannot be read was never written.
-        let spans = ScopeSpans::decode(&self.buffer[self.spans..])
-            .unwrap_or_default()
-            .spans;
-        debug_assert_eq!(spans.len(), self.entries.len());
-        let entries = self.entries.iter().map(|e| e.origin.clone());
-        spans
+        let request = ExportTraceServiceRequest::decode(self.body()).unwrap_or_default();
+        let scopes = request
+            .resource_spans
             .into_iter()
-            .zip(entries)
-            .filter_map(|(span, origin)| from_proto(span, origin, source))
+            .flat_map(|r| r.scope_spans);
+        let spans = scopes.flat_map(|group| {
+            let scope = decode::scope(group.scope, &group.schema_url);
+            group
+                .spans
+                .into_iter()
+                .map(move |span| (span, scope.clone()))
+        });
+        let origins = self.entries.iter().map(|e| e.origin.clone());
+        spans
+            .zip(origins)
+            .filter_map(|((span, scope), origin)| decode::span(span, scope, origin, source))
             .collect()
     }
-}
-
-fn from_proto(
-    span: proto::Span,
-    origin: Option<Box<PhaseOrigin>>,
-    source: &Arc<Source>,
-) -> Option<Span> {
-    Some(Span {
-        trace_id: trace_id(&span.trace_id)?,
-        span_id: span_id(&span.span_id)?,
-        parent_span_id: span_id(&span.parent_span_id),
-        flags: span.flags as u8,
-        kind: match span.kind() {
-            proto::span::SpanKind::Server => SpanKind::Server,
-            proto::span::SpanKind::Client => SpanKind::Client,
-            proto::span::SpanKind::Producer => SpanKind::Producer,
-            proto::span::SpanKind::Consumer => SpanKind::Consumer,
-            _ => SpanKind::Internal,
-        },
-        name: span.name.into(),
-        start: span.start_time_unix_nano,
-        end: span.end_time_unix_nano,
-        status: match span.status {
-            Some(status) => match status.code() {
-                proto::status::StatusCode::Error => Status::Error(status.message.into()),
-                proto::status::StatusCode::Ok => Status::Ok,
-                proto::status::StatusCode::Unset => Status::Unset,
-            },
-            None => Status::Unset,
-        },
-        attributes: attributes(span.attributes),
-        events: span
-            .events
-            .into_iter()
-            .map(|event| SpanEvent {
-                time: event.time_unix_nano,
-                name: event.name.into(),
-                attributes: attributes(event.attributes),
-            })
-            .collect(),
-        links: span
-            .links
-            .iter()
-            .filter_map(|link| {
-                Some(Link {
-                    trace_id: trace_id(&link.trace_id)?,
-                    span_id: span_id(&link.span_id)?,
-                })
-            })
-            .collect(),
-        source: Arc::clone(source),
-        origin,
-    })
-}
-
-fn trace_id(bytes: &[u8]) -> Option<TraceId> {
-    TraceId::new(u128::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn span_id(bytes: &[u8]) -> Option<SpanId> {
-    SpanId::new(u64::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn attributes(list: Vec<KeyValue>) -> Vec<Attribute> {
-    list.into_iter()
-        .filter_map(|kv| {
-            let value = match kv.value?.value? {
-                any_value::Value::StringValue(text) => Value::Str(text.into()),
-                any_value::Value::IntValue(n) => Value::I64(n),
-                any_value::Value::DoubleValue(n) => Value::F64(n),
-                any_value::Value::BoolValue(b) => Value::Bool(b),
-                _ => return None,
-            };
-            Some(Attribute {
-                key: kv.key.into(),
-                value,
-            })
-        })
-        .collect()
 }

@@ -10,7 +10,7 @@
 //! exporter thread.
 
 mod batch;
-mod encode;
+mod envelopes;
 pub mod otlp;
 mod stats;
 
@@ -20,14 +20,16 @@ use std::time::{Duration, Instant};
 
 use crate::assembler::LooseEvent;
 use crate::config::{Config, LegacyLogMode};
+use crate::decode;
 use crate::legacy_log::{self, Entry, LegacyLog, LineFormatter};
 use crate::queue::DecodedSpan;
-use crate::span::{Place, Source, Span};
+use crate::scopes::Scopes;
+use crate::span::{Place, ScopeId, Source, Span};
 use crate::value::Attribute;
 use crate::vocabulary::Vocabulary;
 
-use batch::{Batch, OpenBatch};
-use encode::Envelope;
+use batch::{Batch, Memory, OpenBatch};
+use envelopes::Envelopes;
 use otlp::{ExportError, Taken};
 pub use stats::Stats;
 
@@ -62,8 +64,10 @@ pub(crate) struct Delivery {
     lines: LineFormatter,
     buffer: Vec<u8>,
     source: Arc<Source>,
-    envelope: Envelope,
+    envelopes: Envelopes,
     open: OpenBatch,
+    /// Of the last batch that a Collector has taken.
+    spare: Memory,
     waiting: VecDeque<Arc<Batch>>,
     on_wire: Option<Arc<Batch>>,
     /// Events that no span holds share the fate of the spans of their time.
@@ -85,8 +89,13 @@ struct Failing {
 }
 
 impl Delivery {
-    pub(crate) fn new(config: &Config, source: Arc<Source>, resource: &[Attribute]) -> Self {
-        let envelope = Envelope::new(resource);
+    pub(crate) fn new(
+        config: &Config,
+        source: Arc<Source>,
+        resource: &[Attribute],
+        scopes: Arc<Scopes>,
+    ) -> Self {
+        let envelopes = Envelopes::new(resource, scopes);
         Self {
             vocabulary: Arc::clone(&config.vocabulary),
             has_exporter: config.exporter.is_some(),
@@ -103,8 +112,9 @@ impl Delivery {
             lines: LineFormatter::default(),
             buffer: Vec::new(),
             source,
-            open: OpenBatch::new(&envelope, 0),
-            envelope,
+            open: OpenBatch::new(&envelopes, Memory::default()),
+            envelopes,
+            spare: Memory::default(),
             waiting: VecDeque::new(),
             on_wire: None,
             loose: VecDeque::new(),
@@ -141,7 +151,9 @@ impl Delivery {
         if self.mode == LegacyLogMode::Always {
             // A phase's lines are written as its events come; a free span has none
             // before this.
-            let span = span.to_span(place, &self.source);
+            let scope = Some(self.envelopes.scopes().get(span.scope));
+            let scope = scope.filter(|_| span.scope != ScopeId::default());
+            let span = decode::free_span(span, place, scope, &self.source);
             for entry in legacy_log::span_entries(&self.vocabulary, &span) {
                 self.lines.entry(entry, &mut self.buffer);
             }
@@ -154,7 +166,7 @@ impl Delivery {
         self.stats.created += spans.len() as u64;
         self.stats.events_loose += loose.len() as u64;
         for span in spans {
-            self.open.push(span, now);
+            self.open.push(span, ScopeId::default(), now);
             self.seal_if_full();
         }
         if self.mode == LegacyLogMode::Fallback {
@@ -175,7 +187,9 @@ impl Delivery {
     }
 
     fn seal(&mut self) {
-        let batch = self.open.seal(&self.envelope);
+        let batch = self
+            .open
+            .seal(&mut self.envelopes, std::mem::take(&mut self.spare));
         self.waiting.extend(batch.map(Arc::new));
     }
 
@@ -352,7 +366,12 @@ impl Delivery {
             return;
         };
         match result {
-            Ok(taken) => self.book_taken(&batch, &taken, wall),
+            Ok(taken) => {
+                self.book_taken(&batch, &taken, wall);
+                if let Some(batch) = Arc::into_inner(batch) {
+                    self.spare = batch.into_memory();
+                }
+            }
             Err(ExportError::Refused { reason }) => {
                 self.stats.last_error = Some(reason);
                 self.spill(&batch);

@@ -4,19 +4,26 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::{
+    AnyValue, ArrayValue, InstrumentationScope as ProtoScope, KeyValue, any_value,
+};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{self as proto, ResourceSpans, ScopeSpans};
 use proptest::prelude::*;
 use prost::Message;
 
-use super::batch::{Batch, OpenBatch};
-use super::encode::{Envelope, SCOPE, VERSION};
-use crate::event::Parent;
+use super::batch::{Batch, Memory, OpenBatch};
+use super::envelopes::Envelopes;
+use crate::decode;
+use crate::event::{FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
-use crate::queue::DecodedSpan;
-use crate::span::{Link, Place, Source, Span, SpanEvent, SpanKind, Status};
-use crate::value::{Attribute, Value};
+use crate::key::{KeyId, KeyRef};
+use crate::queue::{self, Queue, Record, SpanRecord};
+use crate::scopes::Scopes;
+use crate::span::{
+    Dropped, InstrumentationScope, Link, Place, ScopeId, Source, Span, SpanEvent, SpanKind, Status,
+};
+use crate::value::{Attribute, Value, ValueRef};
 
 fn source() -> Arc<Source> {
     Arc::new(Source {
@@ -25,7 +32,7 @@ fn source() -> Arc<Source> {
     })
 }
 
-fn value() -> impl Strategy<Value = Value> {
+fn scalar() -> impl Strategy<Value = Value> {
     prop_oneof![
         ".{0,200}".prop_map(|text| Value::Str(text.into())),
         any::<i64>().prop_map(Value::I64),
@@ -33,6 +40,14 @@ fn value() -> impl Strategy<Value = Value> {
             .prop_filter("NaN is not equal to itself", |n| !n.is_nan())
             .prop_map(Value::F64),
         any::<bool>().prop_map(Value::Bool),
+    ]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let array = prop::collection::vec(scalar(), 0..4);
+    prop_oneof![
+        4 => scalar(),
+        1 => array.prop_map(|items| Value::Array(items.into_iter().collect())),
     ]
 }
 
@@ -57,14 +72,47 @@ fn status() -> impl Strategy<Value = Status> {
     ]
 }
 
-fn span() -> impl Strategy<Value = Span> {
-    let event =
-        (any::<u64>(), ".{0,40}", attributes()).prop_map(|(time, name, attributes)| SpanEvent {
+fn event() -> impl Strategy<Value = SpanEvent> {
+    (any::<u64>(), ".{0,40}", attributes(), 0..3u32).prop_map(
+        |(time, name, attributes, dropped_attributes)| SpanEvent {
             time,
             name: name.into(),
             attributes,
-        });
-    let link = (trace_id(), span_id()).prop_map(|(trace_id, span_id)| Link { trace_id, span_id });
+            dropped_attributes,
+        },
+    )
+}
+
+fn link() -> impl Strategy<Value = Link> {
+    (trace_id(), span_id(), ".{0,20}", attributes(), 0..3u32).prop_map(
+        |(trace_id, span_id, state, attributes, dropped_attributes)| Link {
+            trace_id,
+            span_id,
+            trace_state: state.into(),
+            attributes,
+            dropped_attributes,
+        },
+    )
+}
+
+fn scope() -> impl Strategy<Value = Option<Arc<InstrumentationScope>>> {
+    let named = |name: &str, version: &str, url: &str, attributes: Vec<Attribute>| {
+        Some(Arc::new(InstrumentationScope {
+            name: name.into(),
+            version: version.into(),
+            schema_url: url.into(),
+            attributes,
+        }))
+    };
+    let long = "a name that is longer than the room that is kept for it ".repeat(9);
+    prop_oneof![
+        3 => Just(None),
+        1 => Just(named("fastapi", "1.0", "https://schema/1", vec![Attribute::new("k", true)])),
+        1 => Just(named(&long, "", "", Vec::new())),
+    ]
+}
+
+fn span() -> impl Strategy<Value = Span> {
     let kind = prop::sample::select(vec![
         SpanKind::Internal,
         SpanKind::Server,
@@ -76,20 +124,25 @@ fn span() -> impl Strategy<Value = Span> {
         trace_id(),
         span_id(),
         prop::option::of(span_id()),
+        any::<bool>(),
         any::<u8>(),
+        ".{0,30}",
     );
     let times = (any::<u64>(), any::<u64>());
     let lists = (
         attributes(),
-        prop::collection::vec(event, 0..4),
-        prop::collection::vec(link, 0..4),
+        prop::collection::vec(event(), 0..4),
+        prop::collection::vec(link(), 0..4),
+        (0..3u32, 0..3u32, 0..300u32),
     );
-    (ids, ".{0,300}", kind, times, status(), lists).prop_map(
-        |((trace_id, span_id, parent_span_id, flags), name, kind, times, status, lists)| Span {
-            trace_id,
-            span_id,
-            parent_span_id,
-            flags,
+    (ids, ".{0,300}", kind, times, status(), lists, scope()).prop_map(
+        |(ids, name, kind, times, status, lists, scope)| Span {
+            trace_id: ids.0,
+            span_id: ids.1,
+            parent_span_id: ids.2,
+            parent_is_remote: ids.3,
+            flags: ids.4,
+            trace_state: ids.5.into(),
             name: name.into(),
             kind,
             start: times.0.min(times.1),
@@ -98,40 +151,49 @@ fn span() -> impl Strategy<Value = Span> {
             attributes: lists.0,
             events: lists.1,
             links: lists.2,
+            dropped: Dropped {
+                attributes: lists.3.0,
+                events: lists.3.1,
+                links: lists.3.2,
+            },
+            scope,
             source: source(),
             origin: None,
         },
     )
 }
 
+fn any_value(value: &Value) -> AnyValue {
+    AnyValue {
+        value: Some(match value {
+            Value::Str(text) => any_value::Value::StringValue(text.to_string()),
+            Value::I64(n) => any_value::Value::IntValue(*n),
+            Value::F64(n) => any_value::Value::DoubleValue(*n),
+            Value::Bool(b) => any_value::Value::BoolValue(*b),
+            Value::Array(array) => any_value::Value::ArrayValue(ArrayValue {
+                values: array.items().iter().map(any_value).collect(),
+            }),
+        }),
+    }
+}
+
 fn key_values(attributes: &[Attribute]) -> Vec<KeyValue> {
-    let value = |value: &Value| match value {
-        Value::Str(text) => any_value::Value::StringValue(text.to_string()),
-        Value::I64(n) => any_value::Value::IntValue(*n),
-        Value::F64(n) => any_value::Value::DoubleValue(*n),
-        Value::Bool(b) => any_value::Value::BoolValue(*b),
-    };
     attributes
         .iter()
         .map(|a| KeyValue {
             key: a.key.to_string(),
-            value: Some(AnyValue {
-                value: Some(value(&a.value)),
-            }),
+            value: Some(any_value(&a.value)),
             ..Default::default()
         })
         .collect()
 }
 
 fn as_proto(span: &Span) -> proto::Span {
-    let remote = if span.kind == SpanKind::Server {
-        0x300
-    } else {
-        0x100
-    };
+    let remote = if span.parent_is_remote { 0x300 } else { 0x100 };
     proto::Span {
         trace_id: span.trace_id.value().to_be_bytes().into(),
         span_id: span.span_id.value().to_be_bytes().into(),
+        trace_state: span.trace_state.to_string(),
         parent_span_id: span
             .parent_span_id
             .map(|id| id.value().to_be_bytes().into())
@@ -142,6 +204,7 @@ fn as_proto(span: &Span) -> proto::Span {
         start_time_unix_nano: span.start,
         end_time_unix_nano: span.end,
         attributes: key_values(&span.attributes),
+        dropped_attributes_count: span.dropped.attributes,
         events: span
             .events
             .iter()
@@ -149,18 +212,23 @@ fn as_proto(span: &Span) -> proto::Span {
                 time_unix_nano: e.time,
                 name: e.name.to_string(),
                 attributes: key_values(&e.attributes),
-                ..Default::default()
+                dropped_attributes_count: e.dropped_attributes,
             })
             .collect(),
+        dropped_events_count: span.dropped.events,
         links: span
             .links
             .iter()
             .map(|l| proto::span::Link {
                 trace_id: l.trace_id.value().to_be_bytes().into(),
                 span_id: l.span_id.value().to_be_bytes().into(),
-                ..Default::default()
+                trace_state: l.trace_state.to_string(),
+                attributes: key_values(&l.attributes),
+                dropped_attributes_count: l.dropped_attributes,
+                flags: 0,
             })
             .collect(),
+        dropped_links_count: span.dropped.links,
         status: match &span.status {
             Status::Unset => None,
             Status::Ok => Some(proto::Status {
@@ -172,30 +240,72 @@ fn as_proto(span: &Span) -> proto::Span {
                 message: text.to_string(),
             }),
         },
-        ..Default::default()
     }
 }
 
-fn request(resource: &[Attribute], spans: &[Span]) -> Vec<u8> {
+/// Spans by scope, each scope once, in the order in which scopes are sent.
+type Groups = Vec<(Option<Arc<InstrumentationScope>>, Vec<Span>)>;
+
+fn request(resource: &[Attribute], groups: &Groups) -> Vec<u8> {
+    let scope_spans = groups.iter().map(|(scope, spans)| {
+        let own = InstrumentationScope::omnitrace();
+        let scope = scope.as_deref().unwrap_or(&own);
+        ScopeSpans {
+            scope: Some(ProtoScope {
+                name: scope.name.to_string(),
+                version: scope.version.to_string(),
+                attributes: key_values(&scope.attributes),
+                ..Default::default()
+            }),
+            spans: spans.iter().map(as_proto).collect(),
+            schema_url: scope.schema_url.to_string(),
+        }
+    });
     ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(Resource {
                 attributes: key_values(resource),
                 ..Default::default()
             }),
-            scope_spans: vec![ScopeSpans {
-                scope: Some(InstrumentationScope {
-                    name: SCOPE.into(),
-                    version: VERSION.into(),
-                    ..Default::default()
-                }),
-                spans: spans.iter().map(as_proto).collect(),
-                ..Default::default()
-            }],
+            scope_spans: scope_spans.collect(),
             ..Default::default()
         }],
     }
     .encode_to_vec()
+}
+
+/// As a batch has them: the scope that came last stands first.
+fn by_scope(spans: &[Span]) -> Groups {
+    let mut groups = Groups::new();
+    for span in spans.iter().rev() {
+        match groups.iter_mut().find(|(scope, _)| *scope == span.scope) {
+            Some((_, all)) => all.insert(0, span.clone()),
+            None => groups.push((span.scope.clone(), vec![span.clone()])),
+        }
+    }
+    groups
+}
+
+/// The span as a caller hands it over.
+fn free<'a>(span: &'a Span, attributes: &'a [(KeyRef<'a>, ValueRef<'a>)]) -> FreeSpan<'a> {
+    FreeSpan {
+        parent_is_remote: span.parent_is_remote,
+        trace_state: &span.trace_state,
+        kind: span.kind,
+        status: span.status.as_ref(),
+        attributes,
+        events: &span.events,
+        links: &span.links,
+        dropped: span.dropped,
+        scope: ScopeId::default(),
+        ..FreeSpan::new(
+            &span.name,
+            span.start,
+            span.end,
+            span.span_id,
+            Parent::Root(span.trace_id),
+        )
+    }
 }
 
 proptest! {
@@ -206,40 +316,49 @@ proptest! {
         resource in attributes(),
         spans in prop::collection::vec(span(), 1..6),
     ) {
-        let batch = Batch::of(spans.clone(), &Envelope::new(&resource)).unwrap();
-        prop_assert_eq!(&batch.body()[..], &request(&resource, &spans)[..]);
-        prop_assert_eq!(batch.decode(&source()), spans);
+        let mut envelopes = Envelopes::new(&resource, Arc::new(Scopes::default()));
+        let batch = Batch::of(spans.clone(), &mut envelopes).unwrap();
+        let groups = by_scope(&spans);
+        prop_assert_eq!(&batch.body()[..], &request(&resource, &groups)[..]);
+        let sent: Vec<Span> = groups.into_iter().flat_map(|(_, spans)| spans).collect();
+        let ids: Vec<SpanId> = sent.iter().map(|span| span.span_id).collect();
+        prop_assert_eq!(batch.span_ids(), ids);
+        prop_assert_eq!(batch.decode(&source()), sent);
     }
 
     #[test]
-    fn a_free_span_is_encoded_as_the_span_that_it_becomes(span in span()) {
-        let message = match &span.status {
-            Status::Error(text) => Some(&**text),
-            _ => None,
-        };
-        let attributes: Vec<_> =
-            span.attributes.iter().map(|a| (&*a.key, a.value.as_ref())).collect();
-        let decoded = DecodedSpan {
-            name: &span.name,
-            start: span.start,
-            end: span.end,
-            span_id: span.span_id,
-            parent: Parent::Root(span.trace_id),
-            kind: span.kind,
-            error: message,
-            attributes,
-        };
+    fn a_free_span_goes_through_the_queue_and_becomes_the_same_bytes(span in span()) {
+        let span = Span { scope: None, ..span };
+        let attributes: Vec<_> = span
+            .attributes
+            .iter()
+            .enumerate()
+            // Some keys by number, as far as there are numbers.
+            .map(|(at, a)| match KeyId::of(&a.key).filter(|_| at % 2 == 0) {
+                Some(id) => (KeyRef::Known(id), a.value.as_ref()),
+                None => (KeyRef::Text(&a.key), a.value.as_ref()),
+            })
+            .collect();
+        let queue = Queue::new(1 << 20, Box::new(|| {}));
+        let handed = free(&span, &attributes);
+        let more = queue::more(&handed);
+        prop_assert!(queue.push(&SpanRecord::new(&handed, &more).unwrap()));
         let place = Place {
             trace_id: span.trace_id,
             parent: span.parent_span_id,
             flags: span.flags,
         };
-        let envelope = Envelope::new(&[]);
-        let mut open = OpenBatch::new(&envelope, 0);
-        open.push_free(&decoded, &place, Instant::now());
-        let expected = decoded.to_span(&place, &source());
-        let batch = open.seal(&envelope).unwrap();
-        prop_assert_eq!(&batch.body()[..], &request(&[], std::slice::from_ref(&expected))[..]);
-        prop_assert!(open.seal(&envelope).is_none());
+        let mut envelopes = Envelopes::new(&[], Arc::new(Scopes::default()));
+        let mut open = OpenBatch::new(&envelopes, Memory::default());
+        let mut whole = Vec::new();
+        queue.drain(|record| {
+            let Record::Span(decoded) = record else { panic!("{record:?}") };
+            open.push_free(&decoded, &place, Instant::now());
+            whole.push(decode::free_span(&decoded, &place, None, &source()));
+        });
+        prop_assert_eq!(&whole, &vec![span.clone()]);
+        let batch = open.seal(&mut envelopes, Memory::default()).unwrap();
+        prop_assert_eq!(&batch.body()[..], &request(&[], &vec![(None, whole)])[..]);
+        prop_assert!(open.seal(&mut envelopes, Memory::default()).is_none());
     }
 }

@@ -10,9 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::assembler::LooseEvent;
 use crate::context::SpanContext;
 use crate::event::Event;
-use crate::span::{Moment, Span, Status};
+use crate::span::{Moment, Span};
 use crate::value::{Attribute, Value, set_attribute};
 use crate::vocabulary::Vocabulary;
+
+use super::span_suffix::SpanSuffix;
 
 /// The JSON object after the legacy line: what the line itself cannot hold.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -42,27 +44,6 @@ pub struct Suffix {
     pub span: Option<SpanSuffix>,
 }
 
-/// A free span: the line's time is its end, the line's action its name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SpanSuffix {
-    /// Nanoseconds since 1970.
-    pub start: u64,
-    /// 32 hexadecimal digits.
-    pub trace_id: String,
-    /// 16 hexadecimal digits.
-    pub span_id: String,
-    /// 16 hexadecimal digits; absent for a root.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub parent_span_id: Option<String>,
-    /// Span kind, lower case.
-    pub kind: String,
-    /// W3C trace flags.
-    pub flags: u8,
-    /// Description of the failure, if it failed.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub error: Option<String>,
-}
-
 fn is_zero(n: &u16) -> bool {
     *n == 0
 }
@@ -87,16 +68,40 @@ impl Serialize for AttributeMap {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for Attribute { key, value } in &self.0 {
-            match value {
-                Value::Str(text) => map.serialize_entry(&**key, &**text)?,
-                Value::I64(n) => map.serialize_entry(&**key, n)?,
-                // JSON has no NaN; its name as text is the nearest thing.
-                Value::F64(n) if !n.is_finite() => map.serialize_entry(&**key, &n.to_string())?,
-                Value::F64(n) => map.serialize_entry(&**key, n)?,
-                Value::Bool(b) => map.serialize_entry(&**key, b)?,
-            }
+            map.serialize_entry(&**key, &Json(value))?;
         }
         map.end()
+    }
+}
+
+/// A value as JSON.
+struct Json<'a>(&'a Value);
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Str(text) => serializer.serialize_str(text),
+            Value::I64(n) => serializer.serialize_i64(*n),
+            // JSON has no NaN; its name as text is the nearest thing.
+            Value::F64(n) if !n.is_finite() => serializer.collect_str(n),
+            Value::F64(n) => serializer.serialize_f64(*n),
+            Value::Bool(b) => serializer.serialize_bool(*b),
+            Value::Array(array) => serializer.collect_seq(array.items().iter().map(Json)),
+        }
+    }
+}
+
+/// A value out of JSON; what no attribute can be becomes its text.
+fn from_json(value: serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Bool(b) => Value::Bool(b),
+        serde_json::Value::String(text) => Value::Str(text.into()),
+        serde_json::Value::Number(n) => match n.as_i64() {
+            Some(n) => Value::I64(n),
+            None => Value::F64(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::Array(items) => Value::Array(items.into_iter().map(from_json).collect()),
+        other => Value::Str(other.to_string().into()),
     }
 }
 
@@ -113,16 +118,7 @@ impl<'de> Deserialize<'de> for AttributeMap {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<AttributeMap, M::Error> {
                 let mut attributes = Vec::new();
                 while let Some((key, value)) = map.next_entry::<String, serde_json::Value>()? {
-                    let value = match value {
-                        serde_json::Value::Bool(b) => Value::Bool(b),
-                        serde_json::Value::String(text) => Value::Str(text.into()),
-                        serde_json::Value::Number(n) => match n.as_i64() {
-                            Some(n) => Value::I64(n),
-                            None => Value::F64(n.as_f64().unwrap_or(f64::NAN)),
-                        },
-                        other => Value::Str(other.to_string().into()),
-                    };
-                    attributes.push(Attribute::new(key, value));
+                    attributes.push(Attribute::new(key, from_json(value)));
                 }
                 Ok(AttributeMap(attributes))
             }
@@ -236,18 +232,7 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     let Some(origin) = &span.origin else {
         let suffix = Suffix {
             attributes: AttributeMap(span.attributes.clone()),
-            span: Some(SpanSuffix {
-                start: span.start,
-                trace_id: span.trace_id.to_string(),
-                span_id: span.span_id.to_string(),
-                parent_span_id: span.parent_span_id.map(|id| id.to_string()),
-                kind: span.kind.name().to_owned(),
-                flags: span.flags,
-                error: match &span.status {
-                    Status::Error(text) => Some(text.to_string()),
-                    _ => None,
-                },
-            }),
+            span: Some(SpanSuffix::new(span)),
             ..Suffix::default()
         };
         return vec![entry(&*span.name, span.end, "", suffix)];

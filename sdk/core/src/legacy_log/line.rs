@@ -266,8 +266,9 @@ fn printable(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::legacy_log::entry::{AttributeMap, SpanSuffix};
-    use crate::value::Attribute;
+    use crate::legacy_log::{AttributeMap, EventSuffix, LinkSuffix, ScopeSuffix, SpanSuffix};
+    use crate::span::Dropped;
+    use crate::value::{Attribute, Value};
 
     fn entry<'a>(action: &'a str, request_id: &'a str, suffix: Suffix) -> Entry<'a> {
         Entry {
@@ -314,6 +315,7 @@ mod tests {
             "ünïcödé\u{2028}",
         ];
         for text in odd {
+            let list: Value = Value::Array([text, "b"].map(Value::from).into_iter().collect());
             let suffix = Suffix {
                 traceparent: Some("00-1-2-01".into()),
                 occurrence: 2,
@@ -321,15 +323,43 @@ mod tests {
                     Attribute::new("b; \n", text),
                     Attribute::new("a", 1.0),
                     Attribute::new("n", -7),
+                    Attribute::new("list", list.clone()),
                 ]),
                 span: Some(SpanSuffix {
                     start: 1,
                     trace_id: "t".into(),
                     span_id: "s".into(),
                     parent_span_id: None,
+                    parent_is_remote: true,
                     kind: "client".into(),
                     flags: 1,
+                    trace_state: text.into(),
+                    ok: false,
                     error: Some(text.into()),
+                    events: vec![EventSuffix {
+                        time: 2,
+                        name: text.into(),
+                        attributes: AttributeMap(vec![Attribute::new(text, 1)]),
+                        dropped_attributes: 3,
+                    }],
+                    links: vec![LinkSuffix {
+                        trace_id: "t".into(),
+                        span_id: "s".into(),
+                        trace_state: text.into(),
+                        attributes: AttributeMap(vec![Attribute::new(text, true)]),
+                        dropped_attributes: 4,
+                    }],
+                    dropped: Dropped {
+                        attributes: 1,
+                        events: 2,
+                        links: 3,
+                    },
+                    scope: Some(ScopeSuffix {
+                        name: text.into(),
+                        version: text.into(),
+                        schema_url: text.into(),
+                        attributes: AttributeMap(vec![Attribute::new("list", list.clone())]),
+                    }),
                 }),
                 ..Suffix::default()
             };

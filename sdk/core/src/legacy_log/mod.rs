@@ -3,10 +3,12 @@
 
 mod entry;
 mod line;
+mod span_suffix;
 mod writer;
 
+pub use entry::{AttributeMap, Suffix};
 pub(crate) use entry::{Entry, event_entry, loose_entry, merge, span_entries};
-pub use entry::{SpanSuffix, Suffix};
 pub(crate) use line::LineFormatter;
 pub use line::{ActionLine, Line, LineError, MARKER, parse_line};
+pub use span_suffix::{EventSuffix, LinkSuffix, ScopeSuffix, SpanSuffix};
 pub(crate) use writer::LegacyLog;

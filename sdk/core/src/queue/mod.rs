@@ -15,8 +15,8 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use record::{ActionRecord, Bind, Encode};
-pub(crate) use record::{DecodedAction, DecodedSpan, Record, kept_id};
+pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedSpan};
+pub(crate) use record::{Cut, Encode, Record, SpanRecord, kept_id, more};
 use ring::Ring;
 
 /// Distinguishes the queues of one process, so that a thread that outlives a
@@ -56,20 +56,14 @@ impl Queue {
     }
 
     /// Copies a record into this thread's ring. False: no room, counted.
+    #[inline]
     pub(crate) fn push(&self, record: &impl Encode) -> bool {
         RINGS.with_borrow_mut(|rings| {
-            let ring = match rings.iter().position(|(queue, _)| *queue == self.id) {
-                Some(0) => &rings[0].1,
-                Some(i) => {
-                    rings.swap(0, i);
-                    &rings[0].1
-                }
-                None => {
-                    // Rings of queues that have ended are dropped here.
-                    rings.retain(|(_, ring)| Arc::strong_count(ring) > 1);
-                    rings.insert(0, (self.id, self.add_ring()));
-                    &rings[0].1
-                }
+            if rings.first().is_none_or(|(queue, _)| *queue != self.id) {
+                self.bring_forward(rings);
+            }
+            let Some((_, ring)) = rings.first() else {
+                return false;
             };
             let pushed = ring.push(record);
             if (!pushed || ring.is_quarter_full())
@@ -79,6 +73,19 @@ impl Queue {
             }
             pushed
         })
+    }
+
+    /// Puts this queue's ring of the thread in front, made where there is none.
+    #[cold]
+    fn bring_forward(&self, rings: &mut Vec<(u64, Arc<Ring>)>) {
+        match rings.iter().position(|(queue, _)| *queue == self.id) {
+            Some(at) => rings.swap(0, at),
+            None => {
+                // Rings of queues that have ended are dropped here.
+                rings.retain(|(_, ring)| Arc::strong_count(ring) > 1);
+                rings.insert(0, (self.id, self.add_ring()));
+            }
+        }
     }
 
     fn add_ring(&self) -> Arc<Ring> {
@@ -126,18 +133,15 @@ mod tests {
     use crate::vocabulary::ActionId;
 
     fn action(time: u64, request_id: &str) -> ActionRecord<'_> {
-        ActionRecord {
-            id: Some(ActionId(7)),
-            carried: false,
-            action: Action {
-                name: "n",
-                time,
-                request_id,
-                occurrence: 0,
-                context: None,
-                attributes: &[],
-            },
-        }
+        let action = Action {
+            name: "n",
+            time,
+            request_id,
+            occurrence: 0,
+            context: None,
+            attributes: &[],
+        };
+        ActionRecord::new(Some(ActionId(7)), false, &action).unwrap()
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use crate::encode::tail_word;
+
 use super::record::{self, Encode, Record};
 
 /// Keeps the producer's and the consumer's index on cache lines of their own.
@@ -35,39 +37,68 @@ impl Ring {
         }
     }
 
+    /// False: there is no room; it is counted.
+    #[inline]
     pub(super) fn push(&self, record: &impl Encode) -> bool {
         let needed = record.words();
         let head = self.head.0.load(Ordering::Relaxed);
-        let free = |tail: usize| self.words.len() - head.wrapping_sub(tail);
-        if free(self.seen_tail.0.load(Ordering::Relaxed)) < needed {
-            let tail = self.tail.0.load(Ordering::Acquire);
-            self.seen_tail.0.store(tail, Ordering::Relaxed);
-            if free(tail) < needed || needed > record::MAX_WORDS {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-                return false;
-            }
+        let at = head & (self.words.len() - 1);
+        // A record does not wrap: what is left at the end is skipped.
+        let to_end = self.words.len() - at;
+        let skipped = if to_end < needed { to_end } else { 0 };
+        if !self.has_room(head, skipped + needed) || needed > record::MAX_WORDS {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return false;
         }
+        let begin = if skipped > 0 {
+            // Shorter than the record, so its length fits a header too.
+            let skip = record::header(skipped, record::KIND_SKIP, 0, 0, 0);
+            self.words[at].store(skip, Ordering::Relaxed);
+            0
+        } else {
+            at
+        };
         let mut writer = Writer {
-            ring: self,
-            at: head,
+            slots: self.words[begin..begin + needed].iter(),
         };
         record.encode(&mut writer);
-        debug_assert_eq!(writer.at.wrapping_sub(head), needed);
-        self.head.0.store(writer.at, Ordering::Release);
+        debug_assert_eq!(writer.slots.len(), 0);
+        let head = head.wrapping_add(skipped + needed);
+        self.head.0.store(head, Ordering::Release);
         true
     }
 
-    pub(super) fn drain(&self, scratch: &mut Vec<u8>, consume: &mut impl FnMut(Record<'_>)) {
+    #[inline]
+    fn has_room(&self, head: usize, needed: usize) -> bool {
+        let free = |tail: usize| self.words.len() - head.wrapping_sub(tail);
+        if free(self.seen_tail.0.load(Ordering::Relaxed)) >= needed {
+            return true;
+        }
+        let tail = self.tail.0.load(Ordering::Acquire);
+        self.seen_tail.0.store(tail, Ordering::Relaxed);
+        free(tail) >= needed
+    }
+
+    pub(super) fn drain(&self, scratch: &mut Vec<u64>, consume: &mut impl FnMut(Record<'_>)) {
         let head = self.head.0.load(Ordering::Acquire);
-        let mut at = self.tail.0.load(Ordering::Relaxed);
-        while at != head {
-            let words = record::length(self.word(at));
+        let mut tail = self.tail.0.load(Ordering::Relaxed);
+        while tail != head {
+            let at = tail & (self.words.len() - 1);
+            let header = self.words[at].load(Ordering::Relaxed);
+            let words = record::length(header);
             scratch.clear();
-            scratch.extend((0..words).flat_map(|i| self.word(at.wrapping_add(i)).to_le_bytes()));
-            at = at.wrapping_add(words);
+            if !record::is_skip(header) {
+                let record = self.words.get(at..at + words).unwrap_or_default();
+                let word = |word: &AtomicU64| word.load(Ordering::Relaxed).to_le();
+                scratch.extend(record.iter().map(word));
+            }
+            tail = tail.wrapping_add(words);
             // The copy is done: the producer may have the room while we work.
-            self.tail.0.store(at, Ordering::Release);
-            if let Some(record) = record::decode(scratch) {
+            self.tail.0.store(tail, Ordering::Release);
+            if record::is_skip(header) {
+                continue;
+            }
+            if let Some(record) = record::decode(bytemuck::cast_slice(scratch)) {
                 consume(record);
             } else {
                 debug_assert!(false, "a record that cannot be decoded");
@@ -77,6 +108,7 @@ impl Ring {
     }
 
     /// Whether the reader should come now: the rest is for the time until it does.
+    #[inline]
     pub(super) fn is_quarter_full(&self) -> bool {
         let used = self
             .head
@@ -97,38 +129,30 @@ impl Ring {
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
-
-    fn word(&self, at: usize) -> u64 {
-        self.words[at & (self.words.len() - 1)].load(Ordering::Relaxed)
-    }
 }
 
-/// Writes one record into reserved room.
+/// Writes one record into its room.
 pub(crate) struct Writer<'r> {
-    ring: &'r Ring,
-    at: usize,
+    slots: std::slice::Iter<'r, AtomicU64>,
 }
 
 impl Writer<'_> {
+    #[inline]
     pub(super) fn word(&mut self, word: u64) {
-        let mask = self.ring.words.len() - 1;
-        self.ring.words[self.at & mask].store(word, Ordering::Relaxed);
-        self.at = self.at.wrapping_add(1);
+        if let Some(slot) = self.slots.next() {
+            slot.store(word, Ordering::Relaxed);
+        }
     }
 
     /// Bytes, zero-padded to whole words.
+    #[inline]
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            let mut word = [0; 8];
-            word.copy_from_slice(chunk);
-            self.word(u64::from_le_bytes(word));
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.word(u64::from_le_bytes(*word));
         }
-        let rest = chunks.remainder();
         if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            self.word(u64::from_le_bytes(word));
+            self.word(tail_word(bytes, rest));
         }
     }
 }

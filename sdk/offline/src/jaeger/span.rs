@@ -73,6 +73,15 @@ fn span(span: &Span) -> model::Span {
             tags.push(KeyValue::bool("error", true));
         }
     }
+    if !span.trace_state.is_empty() {
+        tags.push(KeyValue::string("w3c.tracestate", &*span.trace_state));
+    }
+    if let Some(scope) = &span.scope {
+        tags.push(KeyValue::string("otel.scope.name", &*scope.name));
+        if !scope.version.is_empty() {
+            tags.push(KeyValue::string("otel.scope.version", &*scope.version));
+        }
+    }
     model::Span {
         span_id: span.span_id.to_string(),
         operation_name: span.name.to_string(),
@@ -112,5 +121,18 @@ fn tag(attribute: &Attribute) -> KeyValue {
         Value::I64(n) => KeyValue::int64(key, *n),
         Value::F64(n) => KeyValue::float64(key, *n),
         Value::Bool(b) => KeyValue::bool(key, *b),
+        // As Jaeger shows what it receives by OTLP.
+        Value::Array(array) => KeyValue::string(key, json(&array.items()).to_string()),
     }
+}
+
+fn json(items: &[Value]) -> serde_json::Value {
+    let item = |value: &Value| match value {
+        Value::Str(text) => (**text).into(),
+        Value::I64(n) => (*n).into(),
+        Value::F64(n) => (*n).into(),
+        Value::Bool(b) => (*b).into(),
+        Value::Array(array) => json(&array.items()),
+    };
+    items.iter().map(item).collect()
 }

@@ -144,6 +144,7 @@ impl Visit {
                     time: event.time,
                     name: name.into(),
                     attributes: attributes(),
+                    dropped_attributes: 0,
                 };
                 self.show(phase, event.occurrence, None, shown);
                 return Vec::new();
@@ -159,6 +160,7 @@ impl Visit {
                 time: event.time,
                 name: Arc::clone(&action.name),
                 attributes: attributes(),
+                dropped_attributes: 0,
             };
             self.show(Some(action.span), event.occurrence, Some(id), shown);
         } else {

@@ -16,10 +16,9 @@ use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 
 use crate::config::ExporterConfig;
-use crate::span::{Span, SpanKind, Status};
+use crate::span::{InstrumentationScope as OurScope, Span, SpanKind, Status};
 use crate::value::{Attribute, Value};
 
-use super::super::encode::{SCOPE, VERSION};
 use super::{Answer, Chain, ExportError, ExporterError, Taken, exchange, http_client, retryable};
 
 /// An exporter of the library's, for one resource.
@@ -62,9 +61,7 @@ impl Library {
                 .with_attributes(attributes)
                 .build(),
         );
-        let scope = InstrumentationScope::builder(SCOPE)
-            .with_version(VERSION)
-            .build();
+        let scope = scope(&OurScope::omnitrace());
         Ok(Self {
             exporter: Box::new(exporter),
             scope,
@@ -202,24 +199,68 @@ impl opentelemetry_http::HttpClient for Client {
     }
 }
 
+fn scope(scope: &OurScope) -> InstrumentationScope {
+    let mut builder = InstrumentationScope::builder(scope.name.to_string())
+        .with_attributes(scope.attributes.iter().map(key_value));
+    if !scope.version.is_empty() {
+        builder = builder.with_version(scope.version.to_string());
+    }
+    if !scope.schema_url.is_empty() {
+        builder = builder.with_schema_url(scope.schema_url.to_string());
+    }
+    builder.build()
+}
+
 fn key_value(attribute: &Attribute) -> KeyValue {
-    let value = match &attribute.value {
+    KeyValue::new(Arc::clone(&attribute.key), value(&attribute.value))
+}
+
+fn value(value: &Value) -> opentelemetry::Value {
+    match value {
         Value::Str(text) => opentelemetry::Value::String(Arc::clone(text).into()),
         Value::I64(n) => opentelemetry::Value::I64(*n),
         Value::F64(n) => opentelemetry::Value::F64(*n),
         Value::Bool(b) => opentelemetry::Value::Bool(*b),
-    };
-    KeyValue::new(Arc::clone(&attribute.key), value)
+        Value::Array(items) => opentelemetry::Value::Array(array(&items.items())),
+    }
 }
 
-fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
-    let context = |trace: u128, id: u64| {
+/// The library has an array type for each type of its values.
+fn array(items: &[Value]) -> opentelemetry::Array {
+    use opentelemetry::Array;
+    match items.first() {
+        Some(Value::I64(_)) => Array::I64(of(items, |v| match v {
+            Value::I64(n) => Some(*n),
+            _ => None,
+        })),
+        Some(Value::F64(_)) => Array::F64(of(items, |v| match v {
+            Value::F64(n) => Some(*n),
+            _ => None,
+        })),
+        Some(Value::Bool(_)) => Array::Bool(of(items, |v| match v {
+            Value::Bool(b) => Some(*b),
+            _ => None,
+        })),
+        _ => Array::String(of(items, |v| match v {
+            Value::Str(text) => Some(Arc::clone(text).into()),
+            _ => None,
+        })),
+    }
+}
+
+fn of<T>(items: &[Value], item: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+    items.iter().filter_map(item).collect()
+}
+
+fn span_data(span: &Span, own: &InstrumentationScope) -> SpanData {
+    let context = |trace: u128, id: u64, state: &str| {
         api::SpanContext::new(
             trace.into(),
             id.into(),
             api::TraceFlags::new(span.flags),
             false,
-            api::TraceState::default(),
+            // One that the library cannot read is none.
+            state.parse().unwrap_or_default(),
         )
     };
     let time = |nanos| UNIX_EPOCH + Duration::from_nanos(nanos);
@@ -229,19 +270,30 @@ fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
         .iter()
         .map(|event| {
             let attributes = event.attributes.iter().map(key_value).collect();
-            api::Event::new(event.name.to_string(), time(event.time), attributes, 0)
+            let (name, time) = (event.name.to_string(), time(event.time));
+            api::Event::new(name, time, attributes, event.dropped_attributes)
         })
         .collect();
     let mut links = SpanLinks::default();
     links.links = span
         .links
         .iter()
-        .map(|l| api::Link::with_context(context(l.trace_id.value(), l.span_id.value())))
+        .map(|link| {
+            let attributes = link.attributes.iter().map(key_value).collect();
+            let (trace, span) = (link.trace_id.value(), link.span_id.value());
+            let context = context(trace, span, &link.trace_state);
+            api::Link::new(context, attributes, link.dropped_attributes)
+        })
         .collect();
+    (events.dropped_count, links.dropped_count) = (span.dropped.events, span.dropped.links);
     SpanData {
-        span_context: context(span.trace_id.value(), span.span_id.value()),
+        span_context: context(
+            span.trace_id.value(),
+            span.span_id.value(),
+            &span.trace_state,
+        ),
         parent_span_id: span.parent_span_id.map_or(0, |id| id.value()).into(),
-        parent_span_is_remote: span.kind == SpanKind::Server,
+        parent_span_is_remote: span.parent_is_remote,
         span_kind: match span.kind {
             SpanKind::Internal => api::SpanKind::Internal,
             SpanKind::Server => api::SpanKind::Server,
@@ -253,7 +305,7 @@ fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
         start_time: time(span.start),
         end_time: time(span.end),
         attributes: span.attributes.iter().map(key_value).collect(),
-        dropped_attributes_count: 0,
+        dropped_attributes_count: span.dropped.attributes,
         events,
         links,
         status: match &span.status {
@@ -261,6 +313,9 @@ fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
             Status::Ok => api::Status::Ok,
             Status::Error(text) => api::Status::error(text.to_string()),
         },
-        instrumentation_scope: scope.clone(),
+        instrumentation_scope: match &span.scope {
+            Some(other) => scope(other),
+            None => own.clone(),
+        },
     }
 }

@@ -22,13 +22,13 @@ use crate::span::{Source, Span};
 use crate::value::Attribute;
 
 pub use super::batch::Batch;
-use super::encode::Envelope;
+use super::envelopes::Envelopes;
 use library::Library;
 
 /// Sends batches of spans of one resource to one endpoint.
 pub struct OtlpExporter {
     transport: Transport,
-    envelope: Envelope,
+    resource: Vec<Attribute>,
     source: Arc<Source>,
     timeout: Duration,
 }
@@ -103,10 +103,9 @@ impl OtlpExporter {
             Protocol::HttpJson => Transport::Library(Library::http_json(config, resource)?),
             Protocol::Grpc => Transport::Library(Library::grpc(config, resource)?),
         };
-        let envelope = Envelope::new(resource);
         Ok(Self {
             transport,
-            envelope,
+            resource: resource.to_vec(),
             source,
             timeout: config.timeout,
         })
@@ -114,7 +113,8 @@ impl OtlpExporter {
 
     /// A batch of these spans; none if there are none.
     pub fn batch(&self, spans: Vec<Span>) -> Option<Batch> {
-        Batch::of(spans, &self.envelope)
+        let mut envelopes = Envelopes::new(&self.resource, Arc::default());
+        Batch::of(spans, &mut envelopes)
     }
 
     /// Sends one batch; one attempt.

@@ -1,0 +1,134 @@
+//! Attribute keys that are said once: a span then holds only their numbers.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// Most keys of a process that have a number; later ones are copied into each span.
+const CAPACITY: usize = 1024;
+/// Longest key that gets a number, in bytes.
+const MAX_TEXT: usize = 256;
+
+/// Keys by number. Written without a lock, so that a fork at any moment is harmless.
+static KEYS: [OnceLock<&'static str>; CAPACITY] = [const { OnceLock::new() }; CAPACITY];
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// An attribute key that is known when the program is built.
+///
+/// ```
+/// use omnitrace::{Key, ValueRef};
+/// static MODEL: Key = Key::new("gen_ai.request.model");
+/// let attribute = (MODEL.get(), ValueRef::Str("deepseek-r1"));
+/// # let _ = attribute;
+/// ```
+pub struct Key {
+    text: &'static str,
+    /// 0 while it has not been asked for, else its number and 1; [`NONE`] where
+    /// there is none.
+    number: AtomicU32,
+}
+
+const NONE: u32 = u32::MAX;
+
+/// The number of a key in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyId(pub(crate) u16);
+
+/// An attribute key as the caller holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyRef<'a> {
+    /// Its text, which is copied.
+    Text(&'a str),
+    /// Its number.
+    Known(KeyId),
+}
+
+impl Key {
+    /// A key of this text.
+    pub const fn new(text: &'static str) -> Self {
+        Self {
+            text,
+            number: AtomicU32::new(0),
+        }
+    }
+
+    /// The key for one attribute.
+    #[inline]
+    pub fn get(&self) -> KeyRef<'static> {
+        match self.number.load(Ordering::Relaxed) {
+            0 => self.register(),
+            NONE => KeyRef::Text(self.text),
+            number => KeyRef::Known(KeyId((number - 1) as u16)),
+        }
+    }
+
+    #[cold]
+    fn register(&self) -> KeyRef<'static> {
+        let id = KeyId::of(self.text);
+        let number = id.map_or(NONE, |id| u32::from(id.0) + 1);
+        self.number.store(number, Ordering::Relaxed);
+        id.map_or(KeyRef::Text(self.text), KeyRef::Known)
+    }
+}
+
+impl KeyId {
+    /// The number of this key, now or from now on; none where the text is too long
+    /// or there are too many. To be kept: finding it takes a search.
+    pub fn of(text: &str) -> Option<Self> {
+        let known = KEYS.iter().map_while(OnceLock::get);
+        if let Some(at) = known.into_iter().position(|key| *key == text) {
+            return Some(Self(at as u16));
+        }
+        if text.len() > MAX_TEXT {
+            return None;
+        }
+        let at = NEXT.fetch_add(1, Ordering::Relaxed);
+        let Some(slot) = KEYS.get(at) else {
+            // It must not come round.
+            NEXT.store(CAPACITY, Ordering::Relaxed);
+            return None;
+        };
+        // There are few, and they are for ever. Two threads may give one text two
+        // numbers: both are right.
+        slot.get_or_init(|| Box::leak(text.into()));
+        Some(Self(at as u16))
+    }
+
+    /// The key's text.
+    pub fn text(self) -> &'static str {
+        let slot = KEYS.get(usize::from(self.0));
+        slot.and_then(OnceLock::get).copied().unwrap_or_default()
+    }
+}
+
+impl<'a> KeyRef<'a> {
+    /// The key's text.
+    pub fn text(self) -> &'a str {
+        match self {
+            Self::Text(text) => text,
+            Self::Known(id) => id.text(),
+        }
+    }
+}
+
+impl<'a> From<&'a str> for KeyRef<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_has_one_number_and_the_number_its_text() {
+        static KEY: Key = Key::new("key.test.static");
+        let KeyRef::Known(id) = KEY.get() else {
+            panic!("the table is not full")
+        };
+        assert_eq!(id.text(), "key.test.static");
+        assert_eq!(KeyId::of("key.test.static"), Some(id));
+        assert_eq!(KEY.get(), KeyRef::Known(id));
+        assert_eq!(KeyId::of(&"x".repeat(MAX_TEXT + 1)), None);
+    }
+}

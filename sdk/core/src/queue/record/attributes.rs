@@ -1,0 +1,197 @@
+//! Attributes within a record.
+
+use crate::encode::Raw;
+use crate::key::{KeyId, KeyRef};
+use crate::value::{ArrayRef, Attribute, ValueRef};
+
+use super::super::ring::Writer;
+use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, MAX_TEXT, MAX_VALUE, Reader, cut, words_of};
+
+const TEXT: u64 = 0;
+const I64: u64 = 1;
+const F64: u64 = 2;
+const BOOL: u64 = 3;
+const ARRAY: u64 = 4;
+/// Type bit: the key's number stands in place of its length.
+const KNOWN: u64 = 0x80;
+
+type Pairs<'a> = [(KeyRef<'a>, ValueRef<'a>)];
+
+/// Attributes that fit a record.
+#[derive(Clone, Copy)]
+pub(super) struct Kept<'a> {
+    pub(super) list: &'a Pairs<'a>,
+    pub(super) words: usize,
+}
+
+/// What is left of attributes that do not.
+pub(crate) struct Cut<'a> {
+    pub(crate) list: Vec<(KeyRef<'a>, ValueRef<'a>)>,
+    /// How many are left out.
+    pub(crate) dropped: u32,
+}
+
+impl<'a> Kept<'a> {
+    /// None: something is too long or too much, see [`Cut`].
+    #[inline]
+    pub(super) fn new(list: &'a Pairs<'a>) -> Option<Self> {
+        let (mut words, mut longest_key, mut longest_value) = (list.len(), 0, 0);
+        for (key, value) in list {
+            let (key, value) = (key_len(*key), value_len(value));
+            words += words_of(key) + words_of(value);
+            longest_key = longest_key.max(key);
+            longest_value = longest_value.max(value);
+        }
+        let fits = longest_key <= MAX_TEXT
+            && longest_value <= MAX_VALUE
+            && list.len() <= MAX_ATTRIBUTES
+            && words <= MAX_ATTRIBUTE_WORDS;
+        fits.then_some(Self { list, words })
+    }
+
+    #[inline]
+    pub(super) fn write(&self, writer: &mut Writer<'_>) {
+        for (key, value) in self.list {
+            let (kind, scalar) = match value {
+                ValueRef::Str(_) => (TEXT, 0),
+                ValueRef::I64(n) => (I64, *n as u64),
+                ValueRef::F64(n) => (F64, n.to_bits()),
+                ValueRef::Bool(b) => (BOOL, u64::from(*b)),
+                ValueRef::Array(_) => (ARRAY, 0),
+            };
+            let head = kind << 16 | (value_len(value) as u64) << 24;
+            match key {
+                KeyRef::Known(id) => writer.word(u64::from(id.0) | KNOWN << 16 | head),
+                KeyRef::Text(text) => {
+                    writer.word(text.len() as u64 | head);
+                    writer.bytes(text.as_bytes());
+                }
+            }
+            match value {
+                ValueRef::Str(text) => writer.bytes(text.as_bytes()),
+                ValueRef::Array(ArrayRef(bytes)) => writer.bytes(bytes),
+                _ => writer.word(scalar),
+            }
+        }
+    }
+}
+
+impl<'a> Cut<'a> {
+    #[cold]
+    pub(crate) fn new(list: &'a Pairs<'a>) -> Self {
+        let mut kept = Vec::new();
+        let mut total = 0;
+        for (key, value) in list {
+            let key = match key {
+                KeyRef::Text(text) => KeyRef::Text(cut(text, MAX_TEXT)),
+                known => *known,
+            };
+            let value = cut_value(*value);
+            let words = 1 + words_of(key_len(key)) + words_of(value_len(&value));
+            if kept.len() == MAX_ATTRIBUTES || total + words > MAX_ATTRIBUTE_WORDS {
+                break;
+            }
+            total += words;
+            kept.push((key, value));
+        }
+        Self {
+            dropped: (list.len() - kept.len()) as u32,
+            list: kept,
+        }
+    }
+}
+
+/// Bytes of the key's text in the record.
+#[inline]
+fn key_len(key: KeyRef<'_>) -> usize {
+    match key {
+        KeyRef::Text(text) => text.len(),
+        KeyRef::Known(_) => 0,
+    }
+}
+
+#[inline]
+fn value_len(value: &ValueRef<'_>) -> usize {
+    match value {
+        ValueRef::Str(text) => text.len(),
+        ValueRef::Array(ArrayRef(bytes)) => bytes.len(),
+        _ => 8,
+    }
+}
+
+fn cut_value(value: ValueRef<'_>) -> ValueRef<'_> {
+    match value {
+        ValueRef::Str(text) => ValueRef::Str(cut(text, MAX_VALUE)),
+        // Half an array would say something else than the whole.
+        ValueRef::Array(ArrayRef(bytes)) if bytes.len() > MAX_VALUE => {
+            ValueRef::Str("(array too long)")
+        }
+        other => other,
+    }
+}
+
+/// Attributes out of a record, decoded as they are asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Attributes<'a> {
+    reader: Reader<'a>,
+    left: usize,
+}
+
+impl<'a> Attributes<'a> {
+    pub(super) fn new(reader: Reader<'a>, count: usize) -> Self {
+        Self {
+            reader,
+            left: count,
+        }
+    }
+
+    /// With texts as such.
+    pub(crate) fn typed(&self) -> impl Iterator<Item = (&'a str, ValueRef<'a>)> + use<'a> {
+        // They were written from such texts.
+        let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
+        self.clone().map(move |(key, value)| {
+            let value = match value {
+                Raw::Text(bytes) => ValueRef::Str(text(bytes)),
+                Raw::I64(n) => ValueRef::I64(n),
+                Raw::F64(n) => ValueRef::F64(n),
+                Raw::Bool(b) => ValueRef::Bool(b),
+                Raw::Array(bytes) => ValueRef::Array(ArrayRef(bytes)),
+            };
+            (text(key), value)
+        })
+    }
+
+    /// As owned attributes.
+    pub(crate) fn to_vec(&self) -> Vec<Attribute> {
+        let owned = |(key, value): (&str, ValueRef<'_>)| Attribute::new(key, value.to_value());
+        self.typed().map(owned).collect()
+    }
+
+    fn read(&mut self) -> Option<(&'a [u8], Raw<'a>)> {
+        let head = self.reader.word()?;
+        let kind = head >> 16 & 0xff;
+        let key = if kind & KNOWN != 0 {
+            KeyId(head as u16).text().as_bytes()
+        } else {
+            self.reader.bytes((head & 0xffff) as usize)?
+        };
+        let len = (head >> 24) as usize;
+        let value = match kind & !KNOWN {
+            TEXT => Raw::Text(self.reader.bytes(len)?),
+            I64 => Raw::I64(self.reader.word()? as i64),
+            F64 => Raw::F64(f64::from_bits(self.reader.word()?)),
+            BOOL => Raw::Bool(self.reader.word()? != 0),
+            _ => Raw::Array(self.reader.bytes(len)?),
+        };
+        Some((key, value))
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (&'a [u8], Raw<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        self.read()
+    }
+}
