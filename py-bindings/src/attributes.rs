@@ -3,31 +3,27 @@
 
 use std::borrow::Cow;
 
-use omnitrace::ValueRef;
+use arrayvec::ArrayVec;
+use omnitrace::value::Array;
+use omnitrace::{Attribute, KeyRef, Value, ValueRef};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString};
+use pyo3::sync::critical_section::with_critical_section;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
 
-/// A value that owns what Python's may not outlive.
-pub(crate) enum Held<'py> {
-    Str(Cow<'py, str>),
-    I64(i64),
-    F64(f64),
-    Bool(bool),
-}
+use crate::cpython::{self, utf8};
+use crate::keys::key;
 
-impl Held<'_> {
-    pub(crate) fn as_ref(&self) -> ValueRef<'_> {
-        match self {
-            Held::Str(text) => ValueRef::Str(text),
-            Held::I64(n) => ValueRef::I64(*n),
-            Held::F64(n) => ValueRef::F64(*n),
-            Held::Bool(b) => ValueRef::Bool(*b),
-        }
-    }
-}
+/// Most entries of a dictionary that are read without a copy.
+const PLAIN: usize = 32;
+
+/// A key with its value, as the recorder takes them.
+pub(crate) type Pair<'a> = (KeyRef<'a>, ValueRef<'a>);
 
 /// Text of any object: its own if it is a string, else `str(object)`.
 pub(crate) fn text<'a>(object: &'a Bound<'_, PyAny>) -> Cow<'a, str> {
+    if let Some(text) = utf8(object.as_borrowed()) {
+        return Cow::Borrowed(text);
+    }
     match object.cast::<PyString>() {
         // Lone surrogates become the replacement character.
         Ok(string) => string.to_string_lossy(),
@@ -38,38 +34,121 @@ pub(crate) fn text<'a>(object: &'a Bound<'_, PyAny>) -> Cow<'a, str> {
     }
 }
 
-pub(crate) fn held(object: &Bound<'_, PyAny>) -> Held<'static> {
+/// A value of a type that is read without running Python code.
+#[inline]
+fn plain<'a>(object: Borrowed<'a, '_, PyAny>) -> Option<ValueRef<'a>> {
+    if let Some(text) = utf8(object) {
+        return Some(ValueRef::Str(text));
+    }
+    if let Some(n) = cpython::int(&object) {
+        return Some(ValueRef::I64(n));
+    }
+    if let Some(n) = cpython::float(&object) {
+        return Some(ValueRef::F64(n));
+    }
+    cpython::boolean(&object).map(ValueRef::Bool)
+}
+
+/// Any object as a value.
+pub(crate) fn value(object: &Bound<'_, PyAny>) -> Value {
+    if let Some(value) = plain(object.as_borrowed()) {
+        return value.to_value();
+    }
+    let items: Option<Vec<Bound<'_, PyAny>>> = match object.cast::<PyList>() {
+        Ok(list) => Some(list.iter().collect()),
+        Err(_) => object.cast::<PyTuple>().ok().map(|t| t.iter().collect()),
+    };
+    match items {
+        Some(items) => array(&items).map_or_else(|| text(object).as_ref().into(), Value::Array),
+        None => scalar(object),
+    }
+}
+
+fn scalar(object: &Bound<'_, PyAny>) -> Value {
     if let Ok(b) = object.cast::<PyBool>() {
-        return Held::Bool(b.is_true());
+        return Value::Bool(b.is_true());
     }
     if object.is_instance_of::<PyInt>()
         && let Ok(n) = object.extract::<i64>()
     {
-        return Held::I64(n);
+        return Value::I64(n);
     }
     if let Ok(n) = object.cast::<PyFloat>() {
-        return Held::F64(n.value());
+        return Value::F64(n.value());
     }
     if !object.is_instance_of::<PyString>() && !object.is_instance_of::<PyInt>() {
         // Such as numpy's numbers.
         if let Ok(n) = object.extract::<i64>() {
-            return Held::I64(n);
+            return Value::I64(n);
         }
         if let Ok(n) = object.extract::<f64>() {
-            return Held::F64(n);
+            return Value::F64(n);
         }
     }
-    Held::Str(Cow::Owned(text(object).into_owned()))
+    Value::Str(text(object).into())
 }
 
-/// The entries of a mapping, or nothing if it is none. A `None` value is left
-/// out, as OpenTelemetry does.
-pub(crate) fn entries<'py>(mapping: Option<&Bound<'py, PyAny>>) -> Vec<(String, Held<'py>)> {
-    let Some(mapping) = mapping.filter(|m| !m.is_none()) else {
-        return Vec::new();
+/// A sequence of texts, of integers, of floats or of truth values; none of any
+/// other.
+fn array(items: &[Bound<'_, PyAny>]) -> Option<Array> {
+    let values: Vec<Value> = items.iter().map(scalar).collect();
+    let kind = |value: &Value| std::mem::discriminant(value);
+    let same = values.windows(2).all(|w| kind(&w[0]) == kind(&w[1]));
+    // An object that only has a text is no text.
+    let texts = items
+        .iter()
+        .zip(&values)
+        .all(|(item, value)| !matches!(value, Value::Str(_)) || item.is_instance_of::<PyString>());
+    (same && texts).then(|| values.into_iter().collect())
+}
+
+/// Hands the entries of `attributes` to `record`. A `None` value is left out, as
+/// OpenTelemetry does; what is no mapping has no entries.
+#[inline]
+pub(crate) fn with_attributes<T>(
+    attributes: Option<&Bound<'_, PyAny>>,
+    record: impl FnOnce(&[Pair<'_>]) -> Option<T>,
+) -> Option<T> {
+    let Some(mapping) = attributes.filter(|m| !m.is_none()) else {
+        return record(&[]);
     };
-    let entry = |key: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>| {
-        (!value.is_none()).then(|| (text(key).into_owned(), held(value)))
+    if !cpython::is_dict(mapping) {
+        return with_entries(mapping, record);
+    }
+    let mut record = Some(record);
+    let done = with_critical_section(mapping, || {
+        let mut pairs = ArrayVec::<Pair<'_>, PLAIN>::new();
+        let all_plain = cpython::each_entry(mapping, |k, v| {
+            let pair = key(k).zip(plain(v));
+            pair.is_some_and(|pair| pairs.try_push(pair).is_ok())
+        });
+        record
+            .take_if(|_| all_plain)
+            .and_then(|record| record(&pairs))
+    });
+    match record {
+        Some(record) => with_entries(mapping, record),
+        None => done,
+    }
+}
+
+/// The same for what needs Python code to be read.
+#[cold]
+fn with_entries<T>(mapping: &Bound<'_, PyAny>, record: impl FnOnce(&[Pair<'_>]) -> T) -> T {
+    let entries = entries(mapping);
+    let pairs: Vec<Pair<'_>> = entries.iter().map(pair).collect();
+    record(&pairs)
+}
+
+/// An owned attribute as the recorder takes it.
+pub(crate) fn pair(attribute: &Attribute) -> Pair<'_> {
+    (KeyRef::Text(&attribute.key), attribute.value.as_ref())
+}
+
+/// The entries of a mapping, or nothing if it is none.
+pub(crate) fn entries(mapping: &Bound<'_, PyAny>) -> Vec<Attribute> {
+    let entry = |key: &Bound<'_, PyAny>, object: &Bound<'_, PyAny>| {
+        (!object.is_none()).then(|| Attribute::new(text(key), value(object)))
     };
     if let Ok(dict) = mapping.cast::<PyDict>() {
         // All of it first: making text of a value may run code that changes it.
@@ -83,7 +162,7 @@ pub(crate) fn entries<'py>(mapping: Option<&Bound<'py, PyAny>>) -> Vec<(String, 
     else {
         return Vec::new();
     };
-    let pair = |item: Bound<'py, PyAny>| -> Option<(String, Held<'py>)> {
+    let pair = |item: Bound<'_, PyAny>| -> Option<Attribute> {
         entry(&item.get_item(0).ok()?, &item.get_item(1).ok()?)
     };
     items.iter().filter_map(pair).collect()

@@ -22,7 +22,7 @@ pub(crate) fn extract(
     let found = read(carrier);
     let request_id = request_id.filter(|id| !id.is_none()).map(text);
     let get = |key: &str| found.get(key).map(String::as_str);
-    with_recorder(|recorder| recorder.extract(get, request_id.as_deref()))
+    with_recorder(|recorder| Some(recorder.extract(get, request_id.as_deref())))
         // Where nothing is recorded the caller's context still passes through.
         .unwrap_or_else(|| {
             get("traceparent").and_then(|v| omnitrace::SpanContext::parse(v.as_bytes()))
@@ -78,6 +78,7 @@ pub(crate) fn inject(
                 failed = carrier.set_item(key, value);
             }
         });
+        Some(())
     });
     // A carrier that cannot be written to is a mistake in the calling code.
     failed

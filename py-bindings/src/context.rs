@@ -4,6 +4,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
+use crate::cpython::context_get;
+use crate::span::Span;
+
 /// The context of one span.
 #[pyclass(frozen, eq, hash, from_py_object, module = "omnitrace")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +39,7 @@ impl SpanContext {
     }
 }
 
-/// `contextvars.ContextVar` with the current span's context.
+/// `contextvars.ContextVar` with the current [`Span`] or the context of one.
 pub(crate) static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 pub(crate) fn create_context_variable(py: Python<'_>) -> PyResult<()> {
@@ -50,10 +53,14 @@ pub(crate) fn create_context_variable(py: Python<'_>) -> PyResult<()> {
 
 /// The context of the innermost open span.
 pub(crate) fn current(py: Python<'_>) -> Option<SpanContext> {
-    let value = variable_value(py)?;
-    value.bind(py).cast::<SpanContext>().ok().map(|c| *c.get())
+    let value = context_get(CURRENT.get(py)?.bind(py))?;
+    context_of(&value)
 }
 
-pub(crate) fn variable_value(py: Python<'_>) -> Option<Py<PyAny>> {
-    CURRENT.get(py)?.call_method0(py, "get").ok()
+/// The context that a value of the variable stands for.
+pub(crate) fn context_of(value: &Bound<'_, PyAny>) -> Option<SpanContext> {
+    if let Ok(span) = value.cast_exact::<Span>() {
+        return span.get().first_context();
+    }
+    value.cast::<SpanContext>().ok().map(|c| *c.get())
 }

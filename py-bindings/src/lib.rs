@@ -4,6 +4,9 @@ mod action;
 mod attributes;
 mod carrier;
 mod context;
+mod cpython;
+mod edge;
+mod keys;
 mod lifecycle;
 mod process;
 mod span;
@@ -14,21 +17,21 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _omnitrace {
     #[pymodule_export]
-    use super::action::action;
-    #[pymodule_export]
     use super::carrier::{extract, inject};
     #[pymodule_export]
     use super::context::SpanContext;
     #[pymodule_export]
     use super::lifecycle::{after_fork_in_child, flush, init, shutdown, stats};
     #[pymodule_export]
-    use super::span::span;
+    use super::span::Span;
 
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_init]
     fn init_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::cpython::load()?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        super::context::create_context_variable(module.py())
+        super::context::create_context_variable(module.py())?;
+        super::edge::install(module)
     }
 }

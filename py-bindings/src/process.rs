@@ -49,14 +49,15 @@ fn state() -> MutexGuard<'static, State> {
 }
 
 /// Runs `f` with the recorder, starting it first if this process has none yet.
-pub(crate) fn with_recorder<T>(f: impl FnOnce(&Recorder) -> T) -> Option<T> {
+#[inline]
+pub(crate) fn with_recorder<T>(f: impl FnOnce(&Recorder) -> Option<T>) -> Option<T> {
     if let Some(recorder) = &*RECORDER.load() {
-        return Some(f(recorder));
+        return f(recorder);
     }
     if MODE.load(Ordering::Relaxed) != ON {
         return None;
     }
-    start().map(|recorder| f(&recorder))
+    start().and_then(|recorder| f(&recorder))
 }
 
 /// Whether recording is switched off in this process.
@@ -164,6 +165,7 @@ pub(crate) fn stats() -> Stats {
 /// Forgets what belongs to the parent: its thread is not here, its sockets and
 /// buffered spans are its own. The child starts anew when it first records.
 pub(crate) fn forget_parent() {
+    omnitrace::after_fork_in_child();
     FORKS.fetch_add(1, Ordering::Relaxed);
     let mut state = state();
     if let Some(pipeline) = state.pipeline.take() {

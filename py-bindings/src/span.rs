@@ -1,40 +1,49 @@
 //! `omnitrace.span`: a span around a block or a function.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::borrow::Cow;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use omnitrace::event::{FreeSpan, Parent};
 use omnitrace::id::{SpanId, TraceId};
-use omnitrace::span::SpanKind;
-use omnitrace::{Attribute, Value, ValueRef, clock};
+use omnitrace::span::StatusRef;
+use omnitrace::value::set_attribute;
+use omnitrace::{Attribute, clock};
 use pyo3::exceptions::{PyGeneratorExit, PyStopIteration};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
-use crate::attributes::{entries, held, text};
-use crate::context::{CURRENT, SpanContext, current, variable_value};
+use crate::attributes::{Pair, entries, pair, text, value, with_attributes};
+use crate::context::{CURRENT, SpanContext, context_of};
+use crate::cpython::{context_get, context_reset, context_set};
 use crate::process::{count_late_span, forks, is_off, with_recorder};
 
 /// Attribute that names the exception which ended a span.
 const ERROR_TYPE: &str = "error.type";
 
 /// A span around a block (`with`, `async with`) or each call of a function.
+///
+/// It holds what it was made of; nothing of that is read before its block ends.
 #[pyclass(frozen, module = "omnitrace")]
-#[allow(non_camel_case_types)]
-pub(crate) struct span {
-    name: String,
-    request_id: Option<String>,
+pub(crate) struct Span {
+    name: Py<PyAny>,
+    request_id: Option<Py<PyAny>>,
+    attributes: Option<Py<PyAny>>,
     parent: Option<SpanContext>,
-    arguments: Py<PyTuple>,
+    /// The context of its first block. The variable holds the span itself for that
+    /// one, and a [`SpanContext`] for later ones: a task that was begun within a
+    /// block may outlive it.
+    first: OnceLock<SpanContext>,
     /// Never locked while Python code may run.
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
-    /// What every block of this object starts with.
+    /// Set before a block: what every block of this object has.
     attributes: Vec<Attribute>,
+    /// The block that was opened last.
+    last: Option<Open>,
     /// The same object may be entered again, on other threads too.
-    open: Vec<Open>,
+    others: Vec<Open>,
 }
 
 struct Open {
@@ -44,8 +53,8 @@ struct Open {
     /// Set while the block was open.
     attributes: Vec<Attribute>,
     place: Place,
-    /// The process that records it, as [`forks`] tells it; none does where
-    /// recording is off.
+    /// The process that records it, as [`forks`] tells it; none does where recording
+    /// is off.
     owner: Option<u64>,
 }
 
@@ -57,206 +66,240 @@ enum Place {
     Away(Py<PyAny>),
 }
 
-impl span {
+impl State {
+    fn open(&mut self, open: Open) {
+        self.others.extend(self.last.replace(open));
+    }
+
+    /// Takes out the block whose context is `here`, else the last one.
+    fn close(&mut self, here: Option<omnitrace::SpanContext>) -> Option<Open> {
+        if self.last.as_ref().map(|open| open.context) != here
+            && let Some(at) = self.others.iter().rposition(|o| Some(o.context) == here)
+        {
+            return Some(self.others.remove(at));
+        }
+        let last = self.last.take();
+        self.last = self.others.pop();
+        last
+    }
+}
+
+impl Span {
+    pub(crate) fn new(
+        name: Py<PyAny>,
+        request_id: Option<Py<PyAny>>,
+        attributes: Option<Py<PyAny>>,
+        parent: Option<SpanContext>,
+    ) -> Self {
+        Self {
+            name,
+            request_id,
+            attributes,
+            parent,
+            first: OnceLock::new(),
+            state: Mutex::default(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes out the block that the caller is in.
-    fn close(&self, py: Python<'_>) -> Option<Open> {
-        if self.state().open.len() < 2 {
-            return self.state().open.pop();
-        }
-        let here = current(py).map(|c| c.0);
-        let mut state = self.state();
-        let at = state
-            .open
-            .iter()
-            .rposition(|open| Some(open.context) == here);
-        match at {
-            Some(at) => Some(state.open.remove(at)),
-            None => state.open.pop(),
-        }
-    }
-}
-
-#[pymethods]
-impl span {
-    #[new]
-    #[pyo3(signature = (name, request_id=None, attributes=None, *, parent=None))]
-    fn new(
-        py: Python<'_>,
-        name: &Bound<'_, PyAny>,
-        request_id: Option<&Bound<'_, PyAny>>,
-        attributes: Option<&Bound<'_, PyAny>>,
-        parent: Option<SpanContext>,
-    ) -> PyResult<Self> {
-        let arguments = (
-            name.clone(),
-            request_id.cloned(),
-            attributes.cloned(),
-            parent,
-        )
-            .into_pyobject(py)?;
-        let attributes = entries(attributes)
-            .into_iter()
-            .map(|(key, value)| Attribute::new(key, value.as_ref().to_value()))
-            .collect();
-        Ok(Self {
-            name: text(name).into_owned(),
-            request_id: request_id
-                .filter(|id| !id.is_none())
-                .map(|id| text(id).into_owned()),
-            parent,
-            arguments: arguments.unbind(),
-            state: Mutex::new(State {
-                attributes,
-                open: Vec::new(),
-            }),
-        })
+    /// What the context variable means where it holds this object.
+    pub(crate) fn first_context(&self) -> Option<SpanContext> {
+        self.first.get().copied()
     }
 
-    /// Its own context, while it is open.
-    #[getter]
-    fn context(&self) -> Option<SpanContext> {
-        self.state()
-            .open
-            .last()
-            .map(|open| SpanContext(open.context))
-    }
-
-    fn set_attribute(&self, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
-        if value.is_none() {
-            return;
-        }
-        let (key, value) = (text(key), held(value).as_ref().to_value());
-        let mut state = self.state();
-        let state = &mut *state;
-        let attributes = match state.open.last_mut() {
-            Some(open) => &mut open.attributes,
-            None => &mut state.attributes,
+    /// Opens a block; `object` is this span.
+    #[inline]
+    pub(crate) fn enter(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = object.py();
+        let Some(variable) = CURRENT.get(py) else {
+            return Ok(());
         };
-        omnitrace::value::set_attribute(attributes, &key, value);
-    }
-
-    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        let py = slf.py();
-        let this = slf.get();
-        let above = this.parent.or_else(|| current(py)).map(|c| c.0);
-        let owner = (!is_off()).then(forks);
-        let context = if owner.is_none() {
-            // Nothing of ours is recorded, so nothing of ours goes to others.
-            above
+        let variable = variable.bind(py);
+        if is_off() {
+            return self.pass_through(variable);
+        }
+        let above = match self.parent {
+            Some(parent) => Some(parent.0),
+            None => context_get(variable)
+                .and_then(|v| context_of(&v))
+                .map(|c| c.0),
+        };
+        let (trace_id, flags) = match (&above, &self.request_id) {
+            (Some(context), _) => (context.trace_id, context.flags),
+            (None, Some(id)) => {
+                let id = text(id.bind(py));
+                with_recorder(|recorder| Some(recorder.trace_of(&id)))
+                    .unwrap_or_else(|| (TraceId::random(), omnitrace::SpanContext::SAMPLED))
+            }
+            (None, None) => (TraceId::random(), omnitrace::SpanContext::SAMPLED),
+        };
+        let context = omnitrace::SpanContext {
+            trace_id,
+            span_id: SpanId::random(),
+            flags,
+        };
+        let token = if self.first.set(SpanContext(context)).is_ok() {
+            context_set(variable, object)?
         } else {
-            let (trace_id, flags) = match (&above, &this.request_id) {
-                (Some(context), _) => (context.trace_id, context.flags),
-                (None, Some(id)) => with_recorder(|r| r.trace_of(id))
-                    .unwrap_or_else(|| (random_trace_id(), omnitrace::SpanContext::SAMPLED)),
-                (None, None) => (random_trace_id(), omnitrace::SpanContext::SAMPLED),
-            };
-            Some(omnitrace::SpanContext {
-                trace_id,
-                span_id: random_span_id(),
-                flags,
-            })
+            let value = Bound::new(py, SpanContext(context))?;
+            context_set(variable, value.as_any())?
         };
-        if let Some(context) = context
-            && let Some(variable) = CURRENT.get(py)
-        {
-            let token = variable.call_method1(py, "set", (SpanContext(context),))?;
-            this.state().open.push(Open {
-                start: clock::now(),
-                context,
-                above,
+        self.state().open(Open {
+            start: clock::now(),
+            context,
+            above,
+            attributes: Vec::new(),
+            place: Place::Here(token.unbind()),
+            owner: Some(forks()),
+        });
+        Ok(())
+    }
+
+    /// Where nothing of ours is recorded, nothing of ours goes to others; what a
+    /// caller sent still does.
+    fn pass_through(&self, variable: &Bound<'_, PyAny>) -> PyResult<()> {
+        if let Some(parent) = self.parent {
+            let value = Bound::new(variable.py(), parent)?;
+            let token = context_set(variable, value.as_any())?;
+            self.state().open(Open {
+                start: 0,
+                context: parent.0,
+                above: None,
                 attributes: Vec::new(),
-                place: Place::Here(token),
-                owner,
+                place: Place::Here(token.unbind()),
+                owner: None,
             });
         }
-        Ok(slf)
+        Ok(())
     }
 
-    fn __exit__(
-        &self,
-        py: Python<'_>,
-        kind: &Bound<'_, PyAny>,
-        error: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
-    ) -> bool {
+    /// Closes a block with the type and value of the exception that leaves it.
+    #[inline]
+    pub(crate) fn exit(&self, kind: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>) {
         let end = clock::now();
-        let Some(open) = self.close(py) else {
-            return false;
+        let py = kind.py();
+        let Some(variable) = CURRENT.get(py) else {
+            return;
         };
-        if let (Some(variable), Place::Here(token)) = (CURRENT.get(py), open.place) {
-            // Closed in another context than it was opened in: then there is
-            // nothing to put back.
-            let _ = variable.call_method1(py, "reset", (token,));
+        let variable = variable.bind(py);
+        let here = context_get(variable)
+            .and_then(|v| context_of(&v))
+            .map(|c| c.0);
+        let Some(open) = self.state().close(here) else {
+            return;
+        };
+        match open.place {
+            Place::Here(token) => context_reset(variable, &token.into_bound(py)),
+            Place::Away(inside) => drop(inside.into_bound(py)),
         }
         // The parent of a forked process closes the span that both have open.
         if is_off() || open.owner != Some(forks()) {
-            return false;
+            return;
         }
-        // A generator that nobody wants to read to its end has not failed.
-        let failed = !kind.is_none() && !error.is_instance_of::<PyGeneratorExit>();
-        let failure = failed.then(|| {
-            let name = kind
-                .getattr("__qualname__")
-                .map_or("error".into(), |n| text(&n).into_owned());
-            (name, text(error).into_owned())
-        });
-        let parent = match (open.above, &self.request_id) {
+        let name = text(self.name.bind(py));
+        let request_id = self.request_id.as_ref().map(|id| text(id.bind(py)));
+        let parent = match (open.above, &request_id) {
             (Some(context), _) => Parent::Span(context),
             (None, Some(id)) => Parent::Request(id),
             (None, None) => Parent::Root(open.context.trace_id),
         };
-        let recorded = with_recorder(|recorder| {
-            let state = self.state();
-            let later = |key: &str| {
-                open.attributes.iter().any(|a| &*a.key == key) || failed && key == ERROR_TYPE
-            };
-            let first = state.attributes.iter().filter(|a| !later(&a.key));
-            let second = open
-                .attributes
-                .iter()
-                .filter(|a| !failed || &*a.key != ERROR_TYPE);
-            let mut attributes: Vec<(&str, ValueRef<'_>)> = first
-                .chain(second)
-                .map(|a| (&*a.key, Value::as_ref(&a.value)))
-                .collect();
-            attributes.extend(
-                failure
-                    .iter()
-                    .map(|(name, _)| (ERROR_TYPE, ValueRef::Str(name))),
-            );
-            recorder.span(&FreeSpan {
-                name: &self.name,
-                start: open.start,
-                end,
-                span_id: open.context.span_id,
-                parent,
-                kind: SpanKind::Internal,
-                error: failure.as_ref().map(|(_, message)| message.as_str()),
-                attributes: &attributes,
+        let span = FreeSpan::new(&name, open.start, end, open.context.span_id, parent);
+        // A generator that nobody wants to read to its end has not failed.
+        let failed = !kind.is_none() && !error.is_instance_of::<PyGeneratorExit>();
+        let given = self.attributes.as_ref().map(|a| a.bind(py));
+        let recorded = if failed || !open.attributes.is_empty() || self.has_attributes() {
+            let failure = failed.then(|| (type_name(kind), text(error)));
+            self.record_merged(&span, given, open.attributes, failure)
+        } else {
+            with_attributes(given, |attributes| {
+                with_recorder(|recorder| Some(recorder.span(&FreeSpan { attributes, ..span })))
             })
-        });
+        };
         if recorded.is_none() {
             count_late_span();
         }
-        false
+    }
+
+    fn has_attributes(&self) -> bool {
+        !self.state().attributes.is_empty()
+    }
+
+    /// The same with attributes of more than one origin: the later ones win.
+    #[cold]
+    fn record_merged(
+        &self,
+        span: &FreeSpan<'_>,
+        given: Option<&Bound<'_, PyAny>>,
+        set: Vec<Attribute>,
+        failure: Option<(String, Cow<'_, str>)>,
+    ) -> Option<bool> {
+        let mut attributes = given.map(entries).unwrap_or_default();
+        let before = self.state().attributes.clone();
+        for Attribute { key, value } in before.into_iter().chain(set) {
+            set_attribute(&mut attributes, &key, value);
+        }
+        let mut status = StatusRef::Unset;
+        if let Some((name, message)) = &failure {
+            set_attribute(&mut attributes, ERROR_TYPE, name.as_str().into());
+            status = StatusRef::Error(message);
+        }
+        let attributes: Vec<Pair<'_>> = attributes.iter().map(pair).collect();
+        with_recorder(|recorder| {
+            Some(recorder.span(&FreeSpan {
+                attributes: &attributes,
+                status,
+                ..*span
+            }))
+        })
+    }
+}
+
+/// The qualified name of an exception's class.
+fn type_name(kind: &Bound<'_, PyAny>) -> String {
+    let name = kind.getattr("__qualname__");
+    name.map_or("error".into(), |n| text(&n).into_owned())
+}
+
+#[pymethods]
+impl Span {
+    /// Its own context, while it is open.
+    #[getter]
+    fn context(&self) -> Option<SpanContext> {
+        let state = self.state();
+        state.last.as_ref().map(|open| SpanContext(open.context))
+    }
+
+    fn set_attribute(&self, key: &Bound<'_, PyAny>, object: &Bound<'_, PyAny>) {
+        if object.is_none() {
+            return;
+        }
+        let (key, value) = (text(key), value(object));
+        let mut state = self.state();
+        let state = &mut *state;
+        let attributes = match &mut state.last {
+            Some(open) => &mut open.attributes,
+            None => &mut state.attributes,
+        };
+        set_attribute(attributes, &key, value);
     }
 
     /// Before a generator hands an item out: its reader is not inside the span.
     fn _leave(&self, py: Python<'_>) {
-        let (Some(variable), Some(inside)) = (CURRENT.get(py), variable_value(py)) else {
+        let Some(variable) = CURRENT.get(py).map(|v| v.bind(py)) else {
             return;
         };
-        let place = match self.state().open.last_mut() {
-            Some(open) => std::mem::replace(&mut open.place, Place::Away(inside)),
+        let Some(inside) = context_get(variable) else {
+            return;
+        };
+        let place = match &mut self.state().last {
+            Some(open) => std::mem::replace(&mut open.place, Place::Away(inside.unbind())),
             None => return,
         };
         if let Place::Here(token) = place {
-            // As in `__exit__`.
-            let _ = variable.call_method1(py, "reset", (token,));
+            context_reset(variable, token.bind(py));
         }
     }
 
@@ -265,23 +308,24 @@ impl span {
         let Some(variable) = CURRENT.get(py) else {
             return;
         };
-        let inside = match self.state().open.last() {
+        let inside = match &self.state().last {
             Some(Open {
                 place: Place::Away(inside),
                 ..
             }) => inside.clone_ref(py),
             _ => return,
         };
-        if let Ok(token) = variable.call_method1(py, "set", (inside,))
-            && let Some(open) = self.state().open.last_mut()
+        if let Ok(token) = context_set(variable.bind(py), inside.bind(py))
+            && let Some(open) = &mut self.state().last
         {
-            open.place = Place::Here(token);
+            open.place = Place::Here(token.unbind());
         }
     }
 
     fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Ready> {
+        slf.get().enter(slf.as_any())?;
         Ok(Ready {
-            value: Some(Self::__enter__(slf)?.into_any().unbind()),
+            value: Some(slf.into_any().unbind()),
         })
     }
 
@@ -290,9 +334,9 @@ impl span {
         py: Python<'_>,
         kind: &Bound<'_, PyAny>,
         error: &Bound<'_, PyAny>,
-        traceback: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
     ) -> Ready {
-        self.__exit__(py, kind, error, traceback);
+        self.exit(kind, error);
         Ready {
             value: Some(py.None()),
         }
@@ -302,7 +346,8 @@ impl span {
     fn __call__<'py>(&self, function: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
         let decorate = py.import("omnitrace._decorate")?.getattr("decorate")?;
-        decorate.call1((function, &self.arguments))
+        let (name, parent) = (&self.name, self.parent);
+        decorate.call1((function, (name, &self.request_id, &self.attributes, parent)))
     }
 }
 
@@ -325,26 +370,4 @@ impl Ready {
     fn __next__(&mut self) -> PyResult<()> {
         Err(PyStopIteration::new_err((self.value.take(),)))
     }
-}
-
-/// Distinct over processes: the standard library seeds each hasher anew from the
-/// system's random source; the counter and the clock keep one seed's ids apart
-/// in forked children too.
-fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    RandomState::new().hash_one((count, clock::now(), std::process::id()))
-}
-
-fn random_span_id() -> SpanId {
-    std::iter::repeat_with(random_u64)
-        .find_map(SpanId::new)
-        .unwrap_or_else(random_span_id)
-}
-
-fn random_trace_id() -> TraceId {
-    std::iter::repeat_with(|| u128::from(random_u64()) << 64 | u128::from(random_u64()))
-        .find_map(TraceId::new)
-        .unwrap_or_else(random_trace_id)
 }

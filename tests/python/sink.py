@@ -54,7 +54,14 @@ class Span:
 
 
 def scalars(pairs: Any) -> dict[str, Scalar]:
-    return {p.key: getattr(p.value, p.value.WhichOneof("value")) for p in pairs}
+    return {p.key: scalar(p.value) for p in pairs}
+
+
+def scalar(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [scalar(item) for item in value.array_value.values]
+    return getattr(value, kind)
 
 
 def decode(body: bytes) -> list[Span]:

@@ -133,7 +133,7 @@ def test_the_last_value_of_a_key_counts(program: Program, sink: Sink) -> None:
         open.set_attribute("late", 1)
         """,
     )
-    assert found["set"] == {"a": 3, "b": 1, "5": "[1]"}
+    assert found["set"] == {"a": 3, "b": 1, "5": [1]}
 
 
 def test_a_value_may_use_the_span_while_it_becomes_text(program: Program, sink: Sink) -> None:

@@ -45,7 +45,7 @@ def test_the_same_program_runs(program: Program) -> None:
         ("omnitrace.stats()['nothing']", "has no key"),
         ("omnitrace.span('a', parent='00-')", "arg-type"),
         ("omnitrace.SpanContext().trace_id = 'a'", "read-only"),
-        ("class Own(omnitrace.span): ...", "Cannot inherit from final class"),
+        ("class Own(omnitrace.Span): ...", "Cannot inherit from final class"),
         ("@omnitrace.span('a')\ndef f(x: int) -> int: return x\nf('a')", "arg-type"),
     ],
 )

@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 
 from ._omnitrace import (
+    Span,
     SpanContext,
     __version__,
     _after_fork_in_child,
@@ -21,6 +22,7 @@ from ._omnitrace import (
 )
 
 __all__ = [
+    "Span",
     "SpanContext",
     "__version__",
     "action",

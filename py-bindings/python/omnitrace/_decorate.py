@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
-from ._omnitrace import SpanContext, span
+from ._omnitrace import Span, SpanContext, span
 
 _Arguments = tuple[str, Optional[str], Optional[Mapping[str, object]], Optional[SpanContext]]
 
@@ -20,7 +20,7 @@ def decorate(function: Callable[..., Any], arguments: _Arguments) -> Callable[..
     """
     name, request_id, attributes, parent = arguments
 
-    def make() -> span:
+    def make() -> Span:
         return span(name, request_id, attributes, parent=parent)
 
     wrapper: Callable[..., Any]

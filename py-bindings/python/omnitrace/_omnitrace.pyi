@@ -5,6 +5,7 @@ from typing import Any, Callable, Literal, Protocol, TypedDict, TypeVar, final
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
+    "Span",
     "SpanContext",
     "__version__",
     "_after_fork_in_child",
@@ -75,16 +76,22 @@ class SpanContext:
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
-@final
-class span:
+def span(
+    name: str,
+    request_id: str | None = None,
+    attributes: Mapping[str, object] | None = None,
+    *,
+    parent: SpanContext | None = None,
+) -> Span:
     """A span around a block (``with`` or ``async with``), or, as a decorator,
     around each call of a function, coroutine function or generator.
 
     name: the span's name.
     request_id: hangs it under that request's SERVER span of this process; within
         another open span it hangs under that one.
-    attributes: text, integers, floats and truth values; anything else becomes text,
-        and None is left out.
+    attributes: text, integers, floats, truth values, and lists or tuples of one of
+        these; anything else becomes text, and None is left out. They are read when
+        the block ends.
     parent: a context to hang it under instead, such as `extract` returns.
 
     An exception that leaves the block marks the span as failed and goes on. A
@@ -92,27 +99,24 @@ class span:
     reader does.
     """
 
-    def __new__(
-        cls,
-        name: str,
-        request_id: str | None = None,
-        attributes: Mapping[str, object] | None = None,
-        *,
-        parent: SpanContext | None = None,
-    ) -> span: ...
+@final
+class Span:
+    """What `span` returns."""
+
     @property
     def context(self) -> SpanContext | None:
         """Its own context, while it is open."""
     def set_attribute(self, key: str, value: object) -> None:
         """Sets one attribute; the last value of a key counts."""
-    def __enter__(self) -> span: ...
+    def __enter__(self) -> Span: ...
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
         traceback: TracebackType | None,
+        /,
     ) -> Literal[False]: ...
-    async def __aenter__(self) -> span: ...
+    async def __aenter__(self) -> Span: ...
     async def __aexit__(
         self,
         kind: type[BaseException] | None,

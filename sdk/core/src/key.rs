@@ -1,7 +1,9 @@
 //! Attribute keys that are said once: a span then holds only their numbers.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Most keys of a process that have a number; later ones are copied into each span.
 const CAPACITY: usize = 1024;
@@ -11,6 +13,9 @@ const MAX_TEXT: usize = 256;
 /// Keys by number. Written without a lock, so that a fork at any moment is harmless.
 static KEYS: [OnceLock<&'static str>; CAPACITY] = [const { OnceLock::new() }; CAPACITY];
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// Where each text's number is found: by its hash, else in a place after that. 0 is
+/// nothing, else the number and 1.
+static INDEX: [AtomicU16; 4 * CAPACITY] = [const { AtomicU16::new(0) }; 4 * CAPACITY];
 
 /// An attribute key that is known when the program is built.
 ///
@@ -72,25 +77,57 @@ impl Key {
 
 impl KeyId {
     /// The number of this key, now or from now on; none where the text is too long
-    /// or there are too many. To be kept: finding it takes a search.
+    /// or there are too many.
     pub fn of(text: &str) -> Option<Self> {
-        let known = KEYS.iter().map_while(OnceLock::get);
-        if let Some(at) = known.into_iter().position(|key| *key == text) {
-            return Some(Self(at as u16));
-        }
         if text.len() > MAX_TEXT {
             return None;
         }
+        let hash = xxh3_64(text.as_bytes()) as usize;
+        // The index is never more than a quarter full.
+        for place in (hash..).map(|place| &INDEX[place % INDEX.len()]) {
+            match place.load(Ordering::Acquire) {
+                0 => {
+                    let id = Self::new(text)?;
+                    // Another thread may have been faster, here or with the same
+                    // text: two numbers of one text are both right.
+                    let _ =
+                        place.compare_exchange(0, id.0 + 1, Ordering::Release, Ordering::Relaxed);
+                    return Some(id);
+                }
+                number => {
+                    let id = Self(number - 1);
+                    if id.text() == text {
+                        return Some(id);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn new(text: &str) -> Option<Self> {
         let at = NEXT.fetch_add(1, Ordering::Relaxed);
         let Some(slot) = KEYS.get(at) else {
             // It must not come round.
             NEXT.store(CAPACITY, Ordering::Relaxed);
             return None;
         };
-        // There are few, and they are for ever. Two threads may give one text two
-        // numbers: both are right.
+        // There are few, and they are for ever.
         slot.get_or_init(|| Box::leak(text.into()));
         Some(Self(at as u16))
+    }
+
+    /// As an integer, for whoever keeps numbers in a table of its own.
+    #[inline]
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    /// The id with this [`KeyId::number`].
+    #[inline]
+    pub fn from_number(number: u16) -> Self {
+        Self(number)
     }
 
     /// The key's text.

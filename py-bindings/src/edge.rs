@@ -1,0 +1,313 @@
+//! The calls that CPython makes without a tuple or a dictionary in between
+//! (METH_FASTCALL), which the limited API of 3.9 lacks only by name: what each
+//! request pays for goes this way.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{ptr, slice};
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyTuple, PyType};
+
+use crate::action::action;
+use crate::context::SpanContext;
+use crate::cpython::utf8;
+use crate::span::Span;
+
+/// `METH_FASTCALL` of CPython's `methodobject.h`, the same since 3.7.
+const METH_FASTCALL: c_int = 0x0080;
+
+type Args = *const *mut ffi::PyObject;
+
+/// Arguments as CPython hands them over: by position, then by name.
+pub(crate) struct Arguments<'a, 'py> {
+    all: &'a [*mut ffi::PyObject],
+    positional: usize,
+    names: Option<Borrowed<'a, 'py, PyTuple>>,
+    py: Python<'py>,
+}
+
+impl<'a, 'py> Arguments<'a, 'py> {
+    /// One for each of `parameters`, of which the first `by_position` may be given
+    /// so, and the first `required` must be given.
+    #[inline]
+    pub(crate) fn take<const N: usize>(
+        &self,
+        function: &str,
+        parameters: &[&str; N],
+        by_position: usize,
+        required: usize,
+    ) -> PyResult<[Option<Borrowed<'a, 'py, PyAny>>; N]> {
+        let mut taken = [None; N];
+        if self.positional > by_position {
+            let message = format!(
+                "{function}() takes {by_position} positional arguments but {} were given",
+                self.positional
+            );
+            return Err(PyTypeError::new_err(message));
+        }
+        for (place, object) in taken.iter_mut().zip(&self.all[..self.positional]) {
+            *place = Some(self.object(*object));
+        }
+        if let Some(names) = self.names {
+            let values = &self.all[self.positional..];
+            for (name, value) in names.iter_borrowed().zip(values) {
+                let name = utf8(name).unwrap_or_default();
+                let place = parameters.iter().position(|p| *p == name);
+                match place.map(|at| &mut taken[at]) {
+                    Some(place @ None) => *place = Some(self.object(*value)),
+                    Some(Some(_)) => return Err(wrong(function, "multiple values for", name)),
+                    None => return Err(wrong(function, "an unexpected keyword", name)),
+                }
+            }
+        }
+        if let Some(at) = taken[..required].iter().position(Option::is_none) {
+            let message = format!(
+                "{function}() missing required argument '{}'",
+                parameters[at]
+            );
+            return Err(PyTypeError::new_err(message));
+        }
+        Ok(taken)
+    }
+
+    #[inline]
+    fn object(&self, object: *mut ffi::PyObject) -> Borrowed<'a, 'py, PyAny> {
+        // SAFETY: the caller keeps its arguments alive during the call.
+        unsafe { Borrowed::from_ptr(self.py, object) }
+    }
+}
+
+#[cold]
+fn wrong(function: &str, what: &str, name: &str) -> PyErr {
+    PyTypeError::new_err(format!("{function}() got {what} argument '{name}'"))
+}
+
+/// Calls `f` for CPython: an error or a panic becomes a Python exception.
+#[inline]
+fn guarded<'py>(
+    py: Python<'py>,
+    f: impl FnOnce() -> PyResult<Bound<'py, PyAny>>,
+) -> *mut ffi::PyObject {
+    let result = catch_unwind(AssertUnwindSafe(f));
+    match result {
+        Ok(Ok(object)) => object.into_ptr(),
+        Ok(Err(error)) => {
+            error.restore(py);
+            ptr::null_mut()
+        }
+        Err(_) => {
+            pyo3::exceptions::PyRuntimeError::new_err("omnitrace: a bug, see stderr").restore(py);
+            ptr::null_mut()
+        }
+    }
+}
+
+/// The arguments of a call from CPython.
+///
+/// # Safety
+/// `args` holds `positional` objects, and as many more as `names` (a tuple, or null)
+/// has items; all of them are alive for `'a`.
+#[inline]
+unsafe fn arguments<'a, 'py>(
+    py: Python<'py>,
+    args: Args,
+    positional: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> Arguments<'a, 'py> {
+    let positional = positional as usize;
+    // SAFETY: as promised by the caller; `names` is a tuple where it is not null.
+    unsafe {
+        let names: Option<Borrowed<'a, 'py, PyTuple>> =
+            Borrowed::from_ptr_or_opt(py, names).map(|names| names.cast_unchecked());
+        let named = names.map_or(0, |names| names.len());
+        let all = if positional + named == 0 {
+            &[]
+        } else {
+            slice::from_raw_parts(args, positional + named)
+        };
+        Arguments {
+            all,
+            positional,
+            names,
+            py,
+        }
+    }
+}
+
+/// Gives closures the lifetimes that they have.
+#[inline]
+fn call<'a, 'py>(
+    object: Option<Borrowed<'a, 'py, PyAny>>,
+    arguments: Arguments<'a, 'py>,
+    function: impl FnOnce(
+        Option<Borrowed<'a, 'py, PyAny>>,
+        Arguments<'a, 'py>,
+    ) -> PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    function(object, arguments)
+}
+
+/// Makes the entry point of a function or method of ours.
+macro_rules! entry {
+    ($entry:ident => $function:expr) => {
+        unsafe extern "C" fn $entry(
+            object: *mut ffi::PyObject,
+            args: Args,
+            positional: ffi::Py_ssize_t,
+            names: *mut ffi::PyObject,
+        ) -> *mut ffi::PyObject {
+            // SAFETY: CPython calls with the interpreter attached, and keeps what it
+            // hands over alive until we return.
+            let (py, object, arguments) = unsafe {
+                let py = Python::assume_attached();
+                let object: Option<Borrowed<'_, '_, PyAny>> = Borrowed::from_ptr_or_opt(py, object);
+                (py, object, arguments(py, args, positional, names))
+            };
+            guarded(py, || call(object, arguments, $function))
+        }
+    };
+}
+
+entry!(action_entry => |_, arguments| {
+    let [name, request_id, attributes] =
+        arguments.take("action", &["name", "request_id", "attributes"], 3, 2)?;
+    if let (Some(name), Some(request_id)) = (name, request_id) {
+        action(&name, &request_id, attributes.as_deref());
+    }
+    Ok(none(arguments.py))
+});
+
+entry!(span_entry => |_, arguments| {
+    let [name, request_id, attributes, parent] = arguments.take(
+        "span",
+        &["name", "request_id", "attributes", "parent"],
+        3,
+        1,
+    )?;
+    let parent = match parent.filter(|p| !p.is_none()) {
+        Some(parent) => Some(*parent.cast::<SpanContext>()?.get()),
+        None => None,
+    };
+    let owned = |object: Option<Borrowed<'_, '_, PyAny>>| {
+        object.filter(|o| !o.is_none()).map(|o| o.to_owned().unbind())
+    };
+    let span = Span::new(
+        name.map_or_else(|| none(arguments.py).unbind(), |n| n.to_owned().unbind()),
+        owned(request_id),
+        owned(attributes),
+        parent,
+    );
+    Ok(Bound::new(arguments.py, span)?.into_any())
+});
+
+entry!(enter_entry => |object, arguments| {
+    let object = object.map_or_else(|| none(arguments.py), |o| o.to_owned());
+    object.cast::<Span>()?.get().enter(&object)?;
+    Ok(object)
+});
+
+entry!(exit_entry => |object, arguments| {
+    let py = arguments.py;
+    let [kind, error, _traceback] =
+        arguments.take("__exit__", &["exc_type", "exc_value", "traceback"], 3, 3)?;
+    if let (Some(object), Some(kind), Some(error)) = (object, kind, error) {
+        object.cast::<Span>()?.get().exit(&kind, &error);
+    }
+    Ok(PyBool::new(py, false).to_owned().into_any())
+});
+
+fn none(py: Python<'_>) -> Bound<'_, PyAny> {
+    py.None().into_bound(py)
+}
+
+type Entry = unsafe extern "C" fn(
+    *mut ffi::PyObject,
+    Args,
+    ffi::Py_ssize_t,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+
+/// CPython keeps a pointer to what it is given here: there is one for ever.
+fn definition(
+    name: &'static CStr,
+    doc: &'static CStr,
+    entry: Entry,
+) -> &'static mut ffi::PyMethodDef {
+    Box::leak(Box::new(ffi::PyMethodDef {
+        ml_name: name.as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            // SAFETY: the flags below say how it is really called.
+            PyCFunctionWithKeywords: unsafe {
+                std::mem::transmute::<Entry, ffi::PyCFunctionWithKeywords>(entry)
+            },
+        },
+        ml_flags: METH_FASTCALL | ffi::METH_KEYWORDS,
+        ml_doc: doc.as_ptr(),
+    }))
+}
+
+fn add_function(
+    module: &Bound<'_, PyModule>,
+    name: &'static CStr,
+    doc: &'static CStr,
+    entry: Entry,
+) -> PyResult<()> {
+    let definition = definition(name, doc, entry);
+    let module_name = module.name()?;
+    // SAFETY: the definition is there for ever; a new reference is returned.
+    let function = unsafe {
+        let function = ffi::PyCFunction_NewEx(definition, ptr::null_mut(), module_name.as_ptr());
+        Bound::from_owned_ptr_or_err(module.py(), function)?
+    };
+    module.add(&*name.to_string_lossy(), function)
+}
+
+fn add_method(
+    class: &Bound<'_, PyType>,
+    name: &'static CStr,
+    doc: &'static CStr,
+    entry: Entry,
+) -> PyResult<()> {
+    let definition = definition(name, doc, entry);
+    // SAFETY: the definition is there for ever; a new reference is returned, which
+    // binds the method to objects of this class only.
+    let method = unsafe {
+        let method = ffi::PyDescr_NewMethod(class.as_type_ptr(), definition);
+        Bound::from_owned_ptr_or_err(class.py(), method)?
+    };
+    class.setattr(&*name.to_string_lossy(), method)
+}
+
+/// Adds what goes this way to the module and to its classes.
+pub(crate) fn install(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    add_function(
+        module,
+        c"action",
+        c"action(name, request_id, attributes=None)\n--\n\nRecords a moment of a request.",
+        action_entry,
+    )?;
+    add_function(
+        module,
+        c"span",
+        c"span(name, request_id=None, attributes=None, *, parent=None)\n--\n\nA span around a block, or around each call of a function.",
+        span_entry,
+    )?;
+    let class = module.py().get_type::<Span>();
+    add_method(
+        &class,
+        c"__enter__",
+        c"__enter__($self)\n--\n\n",
+        enter_entry,
+    )?;
+    add_method(
+        &class,
+        c"__exit__",
+        c"__exit__($self, exc_type, exc_value, traceback, /)\n--\n\n",
+        exit_entry,
+    )
+}
