@@ -1,7 +1,8 @@
 //! `omnitrace.span`: a span around a block or a function.
 
 use std::borrow::Cow;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use omnitrace::event::{FreeSpan, Parent};
 use omnitrace::id::{SpanId, TraceId};
@@ -31,9 +32,46 @@ pub(crate) struct Span {
     /// The context of its first block. The variable holds the span itself for that
     /// one, and a [`SpanContext`] for later ones: a task that was begun within a
     /// block may outlive it.
-    first: OnceLock<SpanContext>,
+    first: First,
     /// Never locked while Python code may run.
     state: Mutex<State>,
+}
+
+/// A context that is set once, and read without a lock.
+#[derive(Default)]
+struct First {
+    trace_id: [AtomicU64; 2],
+    flags: AtomicU8,
+    /// 0 until the rest is there.
+    span_id: AtomicU64,
+    taken: AtomicBool,
+}
+
+impl First {
+    /// False: it was set before.
+    fn set(&self, context: &omnitrace::SpanContext) -> bool {
+        if self.taken.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        let trace_id = context.trace_id.value();
+        self.trace_id[0].store((trace_id >> 64) as u64, Ordering::Relaxed);
+        self.trace_id[1].store(trace_id as u64, Ordering::Relaxed);
+        self.flags.store(context.flags, Ordering::Relaxed);
+        self.span_id
+            .store(context.span_id.value(), Ordering::Release);
+        true
+    }
+
+    fn get(&self) -> Option<omnitrace::SpanContext> {
+        let span_id = SpanId::new(self.span_id.load(Ordering::Acquire))?;
+        let [high, low] = &self.trace_id;
+        let high = u128::from(high.load(Ordering::Relaxed));
+        Some(omnitrace::SpanContext {
+            trace_id: TraceId::new(high << 64 | u128::from(low.load(Ordering::Relaxed)))?,
+            span_id,
+            flags: self.flags.load(Ordering::Relaxed),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -71,12 +109,17 @@ impl State {
         self.others.extend(self.last.replace(open));
     }
 
-    /// Takes out the block whose context is `here`, else the last one.
-    fn close(&mut self, here: Option<omnitrace::SpanContext>) -> Option<Open> {
-        if self.last.as_ref().map(|open| open.context) != here
-            && let Some(at) = self.others.iter().rposition(|o| Some(o.context) == here)
-        {
-            return Some(self.others.remove(at));
+    /// Takes out the block whose context the variable holds, else the last one.
+    fn close(&mut self, variable: &Bound<'_, PyAny>) -> Option<Open> {
+        if !self.others.is_empty() {
+            // Reading it runs no Python code.
+            let here = context_get(variable).and_then(|v| context_of(&v));
+            let is_here = |open: &Open| here.is_some_and(|here| open.context == here.0);
+            if !self.last.as_ref().is_some_and(is_here)
+                && let Some(at) = self.others.iter().rposition(is_here)
+            {
+                return Some(self.others.remove(at));
+            }
         }
         let last = self.last.take();
         self.last = self.others.pop();
@@ -96,7 +139,7 @@ impl Span {
             request_id,
             attributes,
             parent,
-            first: OnceLock::new(),
+            first: First::default(),
             state: Mutex::default(),
         }
     }
@@ -107,7 +150,7 @@ impl Span {
 
     /// What the context variable means where it holds this object.
     pub(crate) fn first_context(&self) -> Option<SpanContext> {
-        self.first.get().copied()
+        self.first.get().map(SpanContext)
     }
 
     /// Opens a block; `object` is this span.
@@ -141,7 +184,7 @@ impl Span {
             span_id: SpanId::random(),
             flags,
         };
-        let token = if self.first.set(SpanContext(context)).is_ok() {
+        let token = if self.first.set(&context) {
             context_set(variable, object)?
         } else {
             let value = Bound::new(py, SpanContext(context))?;
@@ -185,12 +228,11 @@ impl Span {
             return;
         };
         let variable = variable.bind(py);
-        let here = context_get(variable)
-            .and_then(|v| context_of(&v))
-            .map(|c| c.0);
-        let Some(open) = self.state().close(here) else {
-            return;
+        let (open, before) = {
+            let mut state = self.state();
+            (state.close(variable), !state.attributes.is_empty())
         };
+        let Some(open) = open else { return };
         match open.place {
             Place::Here(token) => context_reset(variable, &token.into_bound(py)),
             Place::Away(inside) => drop(inside.into_bound(py)),
@@ -210,7 +252,7 @@ impl Span {
         // A generator that nobody wants to read to its end has not failed.
         let failed = !kind.is_none() && !error.is_instance_of::<PyGeneratorExit>();
         let given = self.attributes.as_ref().map(|a| a.bind(py));
-        let recorded = if failed || !open.attributes.is_empty() || self.has_attributes() {
+        let recorded = if failed || before || !open.attributes.is_empty() {
             let failure = failed.then(|| (type_name(kind), text(error)));
             self.record_merged(&span, given, open.attributes, failure)
         } else {
@@ -221,10 +263,6 @@ impl Span {
         if recorded.is_none() {
             count_late_span();
         }
-    }
-
-    fn has_attributes(&self) -> bool {
-        !self.state().attributes.is_empty()
     }
 
     /// The same with attributes of more than one origin: the later ones win.

@@ -1,69 +1,92 @@
-//! A single-producer, single-consumer ring of variable-length records.
+//! A single-producer, single-consumer ring of records of any length.
 //!
 //! The ring is an array of atomic words rather than bytes: plain relaxed loads
-//! and stores cost the same as ordinary ones, and no `unsafe` is needed.
+//! and stores cost the same as ordinary ones, and no `unsafe` is needed. A record's
+//! first word says how many words it has; a record does not wrap.
+//!
+//! `tests/ring_model.rs` compiles this file with loom's atomics.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use super::sync::{AtomicU64, AtomicUsize, Ordering, zeroed};
 
-use crate::encode::tail_word;
+/// The longest record, in words: its length has so many bits.
+pub(crate) const MAX_WORDS: usize = u16::MAX as usize;
 
-use super::record::{self, Encode, Record};
+/// Bits 16 to 23 of a first word are the record's kind; this one is only room.
+pub(crate) const KIND_SKIP: u64 = 0;
+
+/// Words of the record that starts with this one.
+fn length(first: u64) -> usize {
+    // Never 0, or a reader would not get past it.
+    ((first & 0xffff) as usize).max(1)
+}
+
+fn is_skip(first: u64) -> bool {
+    first >> 16 & 0xff == KIND_SKIP
+}
 
 /// Keeps the producer's and the consumer's index on cache lines of their own.
 #[repr(align(128))]
 struct Aligned<T>(T);
 
-pub(super) struct Ring {
+pub(crate) struct Ring {
     words: Box<[AtomicU64]>,
-    /// Next word to write; only the producer stores it.
+    /// Next word to write; the producer stores it for the consumer.
     head: Aligned<AtomicUsize>,
-    /// Next word to read; only the consumer stores it.
+    /// Next word to read; the consumer stores it for the producer.
     tail: Aligned<AtomicUsize>,
-    /// The producer's last look at `tail`, so that it seldom touches that line.
-    seen_tail: Aligned<AtomicUsize>,
+    /// The producer's own: it seldom touches a line that the consumer uses.
+    producer: Aligned<Producer>,
+    /// The consumer's copy of `tail`.
+    consumer: Aligned<AtomicUsize>,
     lost: AtomicU64,
+}
+
+struct Producer {
+    /// Its copy of `head`.
+    head: AtomicUsize,
+    /// Its last look at `tail`.
+    tail: AtomicUsize,
 }
 
 impl Ring {
     /// `words` is a power of two.
-    pub(super) fn new(words: usize) -> Self {
+    pub(crate) fn new(words: usize) -> Self {
         Self {
-            // Zeroed by the allocator: pages are touched only when written.
-            words: bytemuck::zeroed_slice_box(words),
+            words: zeroed(words),
             head: Aligned(AtomicUsize::new(0)),
             tail: Aligned(AtomicUsize::new(0)),
-            seen_tail: Aligned(AtomicUsize::new(0)),
+            producer: Aligned(Producer {
+                head: AtomicUsize::new(0),
+                tail: AtomicUsize::new(0),
+            }),
+            consumer: Aligned(AtomicUsize::new(0)),
             lost: AtomicU64::new(0),
         }
     }
 
-    /// False: there is no room; it is counted.
+    /// Has `write` fill a record of exactly `needed` words, the first of which says
+    /// so. False: there is no room; it is counted.
     #[inline]
-    pub(super) fn push(&self, record: &impl Encode) -> bool {
-        let needed = record.words();
-        let head = self.head.0.load(Ordering::Relaxed);
+    pub(crate) fn push(&self, needed: usize, write: impl FnOnce(&[AtomicU64])) -> bool {
+        let head = self.producer.0.head.load(Ordering::Relaxed);
         let at = head & (self.words.len() - 1);
-        // A record does not wrap: what is left at the end is skipped.
         let to_end = self.words.len() - at;
+        // What is left at the end is skipped.
         let skipped = if to_end < needed { to_end } else { 0 };
-        if !self.has_room(head, skipped + needed) || needed > record::MAX_WORDS {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        if !self.has_room(head, skipped + needed) || needed > MAX_WORDS {
+            self.lose();
             return false;
         }
         let begin = if skipped > 0 {
-            // Shorter than the record, so its length fits a header too.
-            let skip = record::header(skipped, record::KIND_SKIP, 0, 0, 0);
-            self.words[at].store(skip, Ordering::Relaxed);
+            // Shorter than the record, so its length has room too.
+            self.words[at].store(skipped as u64 | KIND_SKIP << 16, Ordering::Relaxed);
             0
         } else {
             at
         };
-        let mut writer = Writer {
-            slots: self.words[begin..begin + needed].iter(),
-        };
-        record.encode(&mut writer);
-        debug_assert_eq!(writer.slots.len(), 0);
+        write(&self.words[begin..begin + needed]);
         let head = head.wrapping_add(skipped + needed);
+        self.producer.0.head.store(head, Ordering::Relaxed);
         self.head.0.store(head, Ordering::Release);
         true
     }
@@ -71,88 +94,60 @@ impl Ring {
     #[inline]
     fn has_room(&self, head: usize, needed: usize) -> bool {
         let free = |tail: usize| self.words.len() - head.wrapping_sub(tail);
-        if free(self.seen_tail.0.load(Ordering::Relaxed)) >= needed {
+        if free(self.producer.0.tail.load(Ordering::Relaxed)) >= needed {
             return true;
         }
         let tail = self.tail.0.load(Ordering::Acquire);
-        self.seen_tail.0.store(tail, Ordering::Relaxed);
+        self.producer.0.tail.store(tail, Ordering::Relaxed);
         free(tail) >= needed
     }
 
-    pub(super) fn drain(&self, scratch: &mut Vec<u64>, consume: &mut impl FnMut(Record<'_>)) {
+    /// Copies each record that is there now to `scratch` and hands it to `consume`.
+    pub(crate) fn drain(&self, scratch: &mut Vec<u64>, mut consume: impl FnMut(&mut [u64])) {
         let head = self.head.0.load(Ordering::Acquire);
-        let mut tail = self.tail.0.load(Ordering::Relaxed);
+        let mut tail = self.consumer.0.load(Ordering::Relaxed);
         while tail != head {
             let at = tail & (self.words.len() - 1);
-            let header = self.words[at].load(Ordering::Relaxed);
-            let words = record::length(header);
-            scratch.clear();
-            if !record::is_skip(header) {
-                let record = self.words.get(at..at + words).unwrap_or_default();
-                let word = |word: &AtomicU64| word.load(Ordering::Relaxed).to_le();
-                scratch.extend(record.iter().map(word));
-            }
+            let first = self.words[at].load(Ordering::Relaxed);
+            let words = length(first);
             tail = tail.wrapping_add(words);
-            // The copy is done: the producer may have the room while we work.
-            self.tail.0.store(tail, Ordering::Release);
-            if record::is_skip(header) {
+            self.consumer.0.store(tail, Ordering::Relaxed);
+            if is_skip(first) {
+                self.tail.0.store(tail, Ordering::Release);
                 continue;
             }
-            if let Some(record) = record::decode(bytemuck::cast_slice(scratch)) {
-                consume(record);
-            } else {
-                debug_assert!(false, "a record that cannot be decoded");
-                self.lost.fetch_add(1, Ordering::Relaxed);
-            }
+            let record = self.words.get(at..at + words).unwrap_or_default();
+            scratch.clear();
+            scratch.extend(record.iter().map(|word| word.load(Ordering::Relaxed)));
+            // The copy is done: the producer may have the room while we work.
+            self.tail.0.store(tail, Ordering::Release);
+            consume(scratch);
         }
     }
 
     /// Whether the reader should come now: the rest is for the time until it does.
     #[inline]
-    pub(super) fn is_quarter_full(&self) -> bool {
-        let used = self
-            .head
-            .0
-            .load(Ordering::Relaxed)
-            .wrapping_sub(self.seen_tail.0.load(Ordering::Relaxed));
+    pub(crate) fn is_quarter_full(&self) -> bool {
+        let head = self.producer.0.head.load(Ordering::Relaxed);
+        let used = head.wrapping_sub(self.producer.0.tail.load(Ordering::Relaxed));
         used > self.words.len() / 4 && {
             let tail = self.tail.0.load(Ordering::Acquire);
-            self.seen_tail.0.store(tail, Ordering::Relaxed);
-            self.head.0.load(Ordering::Relaxed).wrapping_sub(tail) > self.words.len() / 4
+            self.producer.0.tail.store(tail, Ordering::Relaxed);
+            head.wrapping_sub(tail) > self.words.len() / 4
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.head.0.load(Ordering::Acquire) == self.tail.0.load(Ordering::Acquire)
     }
 
-    pub(super) fn lost(&self) -> u64 {
+    /// Counts a record that could not be kept.
+    #[cold]
+    pub(crate) fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
-    }
-}
-
-/// Writes one record into its room.
-pub(crate) struct Writer<'r> {
-    slots: std::slice::Iter<'r, AtomicU64>,
-}
-
-impl Writer<'_> {
-    #[inline]
-    pub(super) fn word(&mut self, word: u64) {
-        if let Some(slot) = self.slots.next() {
-            slot.store(word, Ordering::Relaxed);
-        }
-    }
-
-    /// Bytes, zero-padded to whole words.
-    #[inline]
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.word(u64::from_le_bytes(*word));
-        }
-        if !rest.is_empty() {
-            self.word(tail_word(bytes, rest));
-        }
     }
 }

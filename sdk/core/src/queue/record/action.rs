@@ -9,7 +9,7 @@ use crate::context::SpanContext;
 use crate::event::{Action, ActionName};
 use crate::vocabulary::ActionId;
 
-use super::super::ring::Writer;
+use super::super::writer::Writer;
 use super::attributes::{Attributes, Kept};
 use super::{
     Encode, KIND_ACTION, KIND_BIND, MAX_TEXT, Reader, cut, header, kept_id, lengths, texts,

@@ -4,7 +4,7 @@ use crate::encode::Raw;
 use crate::key::{KeyId, KeyRef};
 use crate::value::{ArrayRef, Attribute, ValueRef};
 
-use super::super::ring::Writer;
+use super::super::writer::Writer;
 use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, MAX_TEXT, MAX_VALUE, Reader, cut, words_of};
 
 const TEXT: u64 = 0;

@@ -13,14 +13,13 @@ mod span;
 use crate::context::SpanContext;
 use crate::id::{SpanId, TraceId, canonical_request_id};
 
-use super::ring::Writer;
+use super::ring::MAX_WORDS;
+use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
 pub(crate) use attributes::Cut;
 pub(crate) use span::{DecodedSpan, SpanRecord, more};
 
-/// The longest record; texts are cut to make theirs fit.
-pub(super) const MAX_WORDS: usize = u16::MAX as usize;
 /// Longest request id, name or key that is kept, in bytes.
 const MAX_TEXT: usize = 1024;
 /// Longest attribute value that is kept, in bytes.
@@ -32,8 +31,7 @@ const MAX_ATTRIBUTE_WORDS: usize = MAX_WORDS / 2;
 /// Most words that a span's events and links may take in all.
 const MAX_MORE_WORDS: usize = MAX_WORDS / 2 - 8 * MAX_TEXT / 8;
 
-/// Nothing: what is left at the end of the ring.
-pub(super) const KIND_SKIP: u64 = 0;
+// 0 is the ring's own.
 const KIND_ACTION: u64 = 1;
 const KIND_BIND: u64 = 2;
 const KIND_SPAN: u64 = 3;
@@ -80,19 +78,8 @@ fn words_of(bytes: usize) -> usize {
 }
 
 #[inline]
-pub(super) fn header(words: usize, kind: u64, flags: u64, number: u16, action: u64) -> u64 {
+fn header(words: usize, kind: u64, flags: u64, number: u16, action: u64) -> u64 {
     words as u64 | kind << 16 | flags << 24 | u64::from(number) << 32 | action << 48
-}
-
-/// Words of the record that starts with this header.
-pub(super) fn length(header: u64) -> usize {
-    // Never 0, or a reader would not get past it.
-    ((header & 0xffff) as usize).max(1)
-}
-
-/// Whether the record that starts with this header is only room.
-pub(super) fn is_skip(header: u64) -> bool {
-    header >> 16 & 0xff == KIND_SKIP
 }
 
 #[inline]

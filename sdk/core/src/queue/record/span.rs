@@ -12,7 +12,7 @@ use crate::event::{FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
 use crate::span::{ScopeId, SpanKind, StatusRef};
 
-use super::super::ring::Writer;
+use super::super::writer::Writer;
 use super::attributes::{Attributes, Kept};
 use super::{
     Encode, KIND_SPAN, MAX_MORE_WORDS, MAX_TEXT, Reader, cut, header, kept_id, lengths, texts,
