@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use omnitrace::id::{PhaseKey, SpanId, canonical_request_id};
 use omnitrace::pipeline::StartError;
-use omnitrace::{Action, Config, Pipeline, Stats, ValueRef};
+use omnitrace::{Action, Config, KeyRef, Pipeline, Stats, ValueRef};
 
 use crate::context::RequestContext;
 
@@ -60,7 +60,7 @@ impl Recorder {
         name: &str,
         time: u64,
         occurrence: u16,
-        attributes: &[(&str, ValueRef<'_>)],
+        attributes: &[(KeyRef<'_>, ValueRef<'_>)],
     ) {
         // A full queue drops the action, and counts it.
         self.pipeline.recorder().action(&Action {
@@ -90,7 +90,7 @@ impl Recorder {
 }
 
 /// Attributes of an action, as long as the request lives.
-pub(crate) struct Attributes<'r>(Vec<(&'r str, ValueRef<'r>)>);
+pub(crate) struct Attributes<'r>(Vec<(KeyRef<'r>, ValueRef<'r>)>);
 
 impl<'r> Attributes<'r> {
     pub(crate) fn with_capacity(count: usize) -> Self {
@@ -98,7 +98,7 @@ impl<'r> Attributes<'r> {
     }
 
     pub(crate) fn push(&mut self, key: &'r str, value: ValueRef<'r>) {
-        self.0.push((key, value));
+        self.0.push((key.into(), value));
     }
 
     /// Adds text, unless it is empty.
@@ -112,7 +112,7 @@ impl<'r> Attributes<'r> {
         self.push(key, ValueRef::I64(value));
     }
 
-    pub(crate) fn as_slice(&self) -> &[(&'r str, ValueRef<'r>)] {
+    pub(crate) fn as_slice(&self) -> &[(KeyRef<'r>, ValueRef<'r>)] {
         &self.0
     }
 }

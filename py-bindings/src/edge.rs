@@ -237,8 +237,8 @@ fn definition(
     name: &'static CStr,
     doc: &'static CStr,
     entry: Entry,
-) -> &'static mut ffi::PyMethodDef {
-    Box::leak(Box::new(ffi::PyMethodDef {
+) -> *mut ffi::PyMethodDef {
+    Box::into_raw(Box::new(ffi::PyMethodDef {
         ml_name: name.as_ptr(),
         ml_meth: ffi::PyMethodDefPointer {
             // SAFETY: the flags below say how it is really called.

@@ -160,28 +160,39 @@ impl OpenBatch {
                 return (self.buffer.finish(), body, self.entries);
             }
         }
-        let mut scopes: Vec<(ScopeId, Vec<&[u8]>, Vec<Entry>)> = Vec::new();
+        let mut groups: Vec<Group<'_>> = Vec::new();
         let mut end = self.buffer.len();
         for run in self.runs.iter().rev() {
             let entries = self.entries.split_off(run.entries);
             let bytes = &self.buffer.written()[run.bytes..end];
             end = run.bytes;
-            match scopes.iter_mut().find(|(scope, ..)| *scope == run.scope) {
-                Some((_, runs, all)) => {
-                    runs.insert(0, bytes);
-                    all.splice(0..0, entries);
+            match groups.iter_mut().find(|group| group.scope == run.scope) {
+                Some(group) => {
+                    group.runs.insert(0, bytes);
+                    group.entries.splice(0..0, entries);
                 }
-                None => scopes.push((run.scope, vec![bytes], entries)),
+                None => groups.push(Group {
+                    scope: run.scope,
+                    runs: vec![bytes],
+                    entries,
+                }),
             }
         }
-        let mut all = Vec::new();
+        let mut entries = Vec::new();
         let mut parts = Vec::new();
-        for (scope, runs, entries) in scopes {
-            all.extend(entries);
-            parts.push((scope, runs));
+        for group in groups {
+            entries.extend(group.entries);
+            parts.push((group.scope, group.runs));
         }
-        (envelopes.whole(parts), 0, all)
+        (envelopes.whole(parts), 0, entries)
     }
+}
+
+/// All runs of one scope.
+struct Group<'a> {
+    scope: ScopeId,
+    runs: Vec<&'a [u8]>,
+    entries: Vec<Entry>,
 }
 
 impl Batch {
