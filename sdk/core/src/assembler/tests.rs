@@ -48,8 +48,8 @@ impl Process {
             request_id: REQUEST,
             occurrence,
             context,
-            attributes: vec![("at", ValueRef::I64(time as i64))],
-            source: Arc::clone(&self.source),
+            attributes: &[("at", ValueRef::I64(time as i64))],
+            source: &self.source,
             carried,
         };
         self.assembler.event(event, &mut self.output);

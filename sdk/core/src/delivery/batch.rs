@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::{self as proto, ScopeSpans};
 use prost::Message;
 
+use crate::assembler::PhaseSpan;
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
 use crate::span::{Link, PhaseOrigin, Place, Source, Span, SpanEvent, SpanKind, Status};
@@ -35,6 +36,8 @@ pub struct Batch {
     /// Where the spans begin in it.
     spans: usize,
     entries: Vec<Entry>,
+    /// Of those that are phases' spans, in their order.
+    origins: Vec<PhaseOrigin>,
     /// When its first span came.
     pub(super) since: Instant,
     /// When its last span came.
@@ -43,7 +46,7 @@ pub struct Batch {
 
 struct Entry {
     span_id: SpanId,
-    origin: Option<Box<PhaseOrigin>>,
+    is_phase: bool,
 }
 
 /// A batch that still takes spans.
@@ -51,6 +54,7 @@ pub(super) struct OpenBatch {
     buffer: Vec<u8>,
     room: usize,
     entries: Vec<Entry>,
+    origins: Vec<PhaseOrigin>,
     since: Option<Instant>,
     until: Instant,
 }
@@ -66,6 +70,7 @@ impl OpenBatch {
             buffer,
             room,
             entries: Vec::new(),
+            origins: Vec::new(),
             since: None,
             until: Instant::now(),
         }
@@ -73,20 +78,25 @@ impl OpenBatch {
 
     pub(super) fn push(&mut self, span: Span, now: Instant) {
         encode::span(&span, &mut self.buffer);
-        self.entries.push(Entry {
-            span_id: span.span_id,
-            origin: span.origin,
-        });
-        self.since.get_or_insert(now);
-        self.until = now;
+        self.enter(span.span_id, span.origin, now);
+    }
+
+    pub(super) fn push_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
+        encode::phase_span(&span, &mut self.buffer);
+        self.enter(span.span_id, Some(span.origin), now);
     }
 
     pub(super) fn push_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
         encode::free_span(span, place, &mut self.buffer);
+        self.enter(span.span_id, None, now);
+    }
+
+    fn enter(&mut self, span_id: SpanId, origin: Option<PhaseOrigin>, now: Instant) {
         self.entries.push(Entry {
-            span_id: span.span_id,
-            origin: None,
+            span_id,
+            is_phase: origin.is_some(),
         });
+        self.origins.extend(origin);
         self.since.get_or_insert(now);
         self.until = now;
     }
@@ -110,7 +120,9 @@ impl OpenBatch {
     /// The batch, and an empty one in its place. None: there is no span in it.
     pub(super) fn seal(&mut self, envelope: &Envelope) -> Option<Batch> {
         let since = self.since?;
-        let next = Self::new(envelope, self.buffer.len());
+        let mut next = Self::new(envelope, self.buffer.len());
+        next.entries.reserve(self.entries.len());
+        next.origins.reserve(self.origins.len());
         let mut full = std::mem::replace(self, next);
         let head = envelope.head(full.buffer.len() - full.room);
         let body = full.room - head.len();
@@ -120,6 +132,7 @@ impl OpenBatch {
             body,
             spans: full.room,
             entries: full.entries,
+            origins: full.origins,
             since,
             until: full.until,
         })
@@ -163,18 +176,19 @@ impl Batch {
             .unwrap_or_default()
             .spans;
         debug_assert_eq!(spans.len(), self.entries.len());
-        let entries = self.entries.iter().map(|e| e.origin.clone());
+        let mut origins = self.origins.iter().cloned();
+        let mut origin = |entry: &Entry| entry.is_phase.then(|| origins.next()).flatten();
         spans
             .into_iter()
-            .zip(entries)
-            .filter_map(|(span, origin)| from_proto(span, origin, source))
+            .zip(&self.entries)
+            .filter_map(|(span, entry)| from_proto(span, origin(entry), source))
             .collect()
     }
 }
 
 fn from_proto(
     span: proto::Span,
-    origin: Option<Box<PhaseOrigin>>,
+    origin: Option<PhaseOrigin>,
     source: &Arc<Source>,
 ) -> Option<Span> {
     Some(Span {

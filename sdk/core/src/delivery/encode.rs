@@ -3,6 +3,7 @@
 //!
 //! Field numbers are those of `opentelemetry/proto/trace/v1/trace.proto`.
 
+use crate::assembler::PhaseSpan;
 use crate::event::Parent;
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
@@ -117,7 +118,7 @@ fn attribute(field: u32, key: &str, value: ValueRef<'_>, out: &mut Vec<u8>) {
 }
 
 /// A span's parts, wherever they come from.
-struct Parts<'a, A> {
+struct Parts<'a, A, E> {
     trace_id: TraceId,
     span_id: SpanId,
     parent: Option<SpanId>,
@@ -127,13 +128,17 @@ struct Parts<'a, A> {
     start: u64,
     end: u64,
     attributes: A,
-    events: &'a [SpanEvent],
+    events: E,
     links: &'a [Link],
     /// Status code and message.
     status: Option<(u8, &'a str)>,
 }
 
-impl<'a, A: Iterator<Item = (&'a str, ValueRef<'a>)> + Clone> Parts<'a, A> {
+impl<'a, A, E> Parts<'a, A, E>
+where
+    A: Iterator<Item = (&'a str, ValueRef<'a>)> + Clone,
+    E: Iterator<Item = &'a SpanEvent> + Clone,
+{
     fn flags(&self) -> u32 {
         // A SERVER span's parent is the caller; any other's is in this process.
         let remote = if self.kind == SpanKind::Server {
@@ -153,7 +158,7 @@ impl<'a, A: Iterator<Item = (&'a str, ValueRef<'a>)> + Clone> Parts<'a, A> {
             + fixed64_len(self.start)
             + fixed64_len(self.end)
             + self.attributes.clone().map(|(k, v)| delimited_len(attribute_len(k, v))).sum::<usize>()
-            + self.events.iter().map(|e| delimited_len(event_len(e))).sum::<usize>()
+            + self.events.clone().map(|e| delimited_len(event_len(e))).sum::<usize>()
             + self.links.len() * delimited_len(LINK_LEN)
             + self.status.map_or(0, |(code, message)| delimited_len(status_len(code, message)))
             // Field 16 has a tag of two bytes.
@@ -180,7 +185,7 @@ impl<'a, A: Iterator<Item = (&'a str, ValueRef<'a>)> + Clone> Parts<'a, A> {
         for (key, value) in self.attributes.clone() {
             attribute(9, key, value, out);
         }
-        for event in self.events {
+        for event in self.events.clone() {
             write_event(event, out);
         }
         for link in self.links {
@@ -249,11 +254,6 @@ fn attributes(list: &[Attribute]) -> impl Iterator<Item = (&str, ValueRef<'_>)> 
 
 /// Appends a span.
 pub(super) fn span(span: &Span, out: &mut Vec<u8>) {
-    let status = match &span.status {
-        Status::Unset => None,
-        Status::Ok => Some((1, "")),
-        Status::Error(message) => Some((2, &**message)),
-    };
     Parts {
         trace_id: span.trace_id,
         span_id: span.span_id,
@@ -264,11 +264,39 @@ pub(super) fn span(span: &Span, out: &mut Vec<u8>) {
         start: span.start,
         end: span.end,
         attributes: attributes(&span.attributes),
-        events: &span.events,
+        events: span.events.iter(),
         links: &span.links,
-        status,
+        status: status_code(&span.status),
     }
     .write(out);
+}
+
+/// Appends a phase's span as it comes out of the assembler.
+pub(super) fn phase_span(span: &PhaseSpan<'_>, out: &mut Vec<u8>) {
+    Parts {
+        trace_id: span.trace_id,
+        span_id: span.span_id,
+        parent: span.parent_span_id,
+        flags: span.flags,
+        name: span.name,
+        kind: span.kind,
+        start: span.start,
+        end: span.end,
+        attributes: span.attributes.iter().map(|(k, v)| (&***k, v.as_ref())),
+        events: span.events.iter().copied(),
+        links: &[],
+        status: status_code(&span.status),
+    }
+    .write(out);
+}
+
+/// Status code and message, where there is something to say.
+fn status_code(status: &Status) -> Option<(u8, &str)> {
+    match status {
+        Status::Unset => None,
+        Status::Ok => Some((1, "")),
+        Status::Error(message) => Some((2, message)),
+    }
 }
 
 /// Appends a free span as it comes out of the queue. A span that hangs under a
@@ -285,7 +313,7 @@ pub(super) fn free_span(span: &DecodedSpan<'_>, place: &Place, out: &mut Vec<u8>
         start: span.start,
         end: span.end.max(span.start),
         attributes: span.attributes.iter().copied(),
-        events: &[],
+        events: [].iter(),
         links: &[],
         status: span.error.map(|message| (2, message)),
     }

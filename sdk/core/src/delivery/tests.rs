@@ -12,11 +12,13 @@ use prost::Message;
 
 use super::batch::{Batch, OpenBatch};
 use super::encode::{Envelope, SCOPE, VERSION};
-use crate::event::Parent;
+use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
+use crate::event::{ActionName, Event, Parent};
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
 use crate::span::{Link, Place, Source, Span, SpanEvent, SpanKind, Status};
-use crate::value::{Attribute, Value};
+use crate::value::{Attribute, Value, ValueRef};
+use crate::vocabulary::Vocabulary;
 
 fn source() -> Arc<Source> {
     Arc::new(Source {
@@ -242,4 +244,100 @@ proptest! {
         prop_assert_eq!(&batch.body()[..], &request(&[], std::slice::from_ref(&expected))[..]);
         prop_assert!(open.seal(&envelope).is_none());
     }
+}
+
+/// Keeps each span both ways.
+struct BothWays {
+    open: OpenBatch,
+    spans: Vec<Span>,
+}
+
+impl Sink for BothWays {
+    fn span(&mut self, span: PhaseSpan<'_>) {
+        self.spans.push(span.clone().into_span());
+        self.open.push_phase(span, Instant::now());
+    }
+
+    fn loose(&mut self, event: LooseEvent) {
+        panic!("{event:?}");
+    }
+
+    fn unsampled(&mut self) {
+        panic!("all are sampled");
+    }
+
+    fn contradictory(&mut self) {
+        panic!("none is");
+    }
+}
+
+#[test]
+fn a_phases_span_is_encoded_as_the_span_that_it_becomes() {
+    let vocabulary = Vocabulary::omni_vllm();
+    let envelope = Envelope::new(&[]);
+    let mut sink = BothWays {
+        open: OpenBatch::new(&envelope, 0),
+        spans: Vec::new(),
+    };
+    let mut assembler = Assembler::new(Arc::clone(&vocabulary), Scope::Process);
+    let text = ValueRef::Str("m");
+    let failed = ValueRef::Str("500");
+    for (time, action, occurrence, attributes) in [
+        (10, "Enter decode to generate", 0, &[("model", text)][..]),
+        (12, "Start to dispatch decode request", 0, &[]),
+        (
+            15,
+            "Add need pulling sequence",
+            0,
+            &[("n", ValueRef::I64(-1))],
+        ),
+        (15, "Start to dispatch decode request", 1, &[]),
+        (
+            16,
+            "Enter decode to generate",
+            1,
+            &[("half", ValueRef::F64(0.5))],
+        ),
+        (
+            30,
+            "Second decode output token",
+            0,
+            &[("late", ValueRef::Bool(true))],
+        ),
+        (20, "First decode output token", 0, &[]),
+        (
+            40,
+            "Finish decode pickle and start response",
+            0,
+            &[("error.type", failed)],
+        ),
+    ] {
+        let event = Event {
+            action: ActionName::Known(vocabulary.action_named(action).unwrap()),
+            time,
+            request_id: "r",
+            occurrence,
+            context: None,
+            attributes,
+            source: &source(),
+            carried: false,
+        };
+        assembler.event(event, &mut sink);
+    }
+    assembler.settle(1, &mut sink);
+    assembler.finish(&mut sink);
+    let names: Vec<&str> = sink.spans.iter().map(|s| &*s.name).collect();
+    assert_eq!(
+        names,
+        [
+            "Start to dispatch decode request",
+            "Add to need pulling for decode",
+            "Add need pulling sequence",
+            "Decode",
+            "Decode",
+        ]
+    );
+    let batch = sink.open.seal(&envelope).unwrap();
+    assert_eq!(batch.body()[..], request(&[], &sink.spans)[..]);
+    assert_eq!(batch.decode(&source()), sink.spans);
 }

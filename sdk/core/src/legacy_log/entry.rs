@@ -224,7 +224,7 @@ pub(crate) fn merge(entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
 }
 
 /// The lines from which a span that was not delivered can be made again.
-pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<Entry<'a>> {
+pub(crate) fn span_entries<'a>(vocabulary: &'a Vocabulary, span: &'a Span) -> Vec<Entry<'a>> {
     let entry = |action, time, request_id, suffix| Entry {
         action,
         time,
@@ -258,9 +258,9 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     };
     let phase = vocabulary.phase(origin.phase);
     let mut entries = Vec::with_capacity(3 + origin.seen.len() + span.events.len());
-    let bare = |moment: &'a Moment| {
+    let bare = |moment: &Moment| {
         entry(
-            &*moment.action,
+            &*vocabulary.action(moment.action).name,
             moment.time,
             &*origin.request_id,
             base(Vec::new()),
@@ -293,7 +293,9 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     }
     let bound = origin.end.as_ref().or(origin.start.as_ref());
     let bounds = |entry: &Entry<'_>| {
-        bound.is_some_and(|b| *b.action == *entry.action && b.time == entry.time)
+        bound.is_some_and(|b| {
+            *vocabulary.action(b.action).name == *entry.action && b.time == entry.time
+        })
     };
     let marked = entries.iter().rposition(bounds);
     if let Some(at) = marked.or(entries.len().checked_sub(1)) {
