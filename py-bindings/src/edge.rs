@@ -233,11 +233,7 @@ type Entry = unsafe extern "C" fn(
 ) -> *mut ffi::PyObject;
 
 /// CPython keeps a pointer to what it is given here: there is one for ever.
-fn definition(
-    name: &'static CStr,
-    doc: &'static CStr,
-    entry: Entry,
-) -> *mut ffi::PyMethodDef {
+fn definition(name: &'static CStr, doc: &'static CStr, entry: Entry) -> *mut ffi::PyMethodDef {
     Box::into_raw(Box::new(ffi::PyMethodDef {
         ml_name: name.as_ptr(),
         ml_meth: ffi::PyMethodDefPointer {

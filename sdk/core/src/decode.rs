@@ -21,7 +21,7 @@ use crate::value::{Array, Attribute, Value};
 pub(crate) fn span(
     span: proto::Span,
     scope: Option<Arc<InstrumentationScope>>,
-    origin: Option<Box<PhaseOrigin>>,
+    origin: Option<PhaseOrigin>,
     source: &Arc<Source>,
 ) -> Option<Span> {
     Some(Span {

@@ -106,7 +106,7 @@ pub enum ActionName<'a> {
 }
 
 /// An action on its way through the assembler.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
     /// What happened.
     pub action: ActionName<'a>,
@@ -119,9 +119,9 @@ pub struct Event<'a> {
     /// The trace context that came with the request.
     pub context: Option<SpanContext>,
     /// What else is known.
-    pub attributes: Vec<(&'a str, ValueRef<'a>)>,
+    pub attributes: Attributes<'a>,
     /// Who recorded it.
-    pub source: Arc<Source>,
+    pub source: &'a Arc<Source>,
     /// It happened in another process of the node; only its time is needed here.
     pub carried: bool,
 }

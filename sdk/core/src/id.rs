@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::num::{NonZeroU64, NonZeroU128};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::rngs::SmallRng;
@@ -13,22 +14,22 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// A W3C trace id, never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TraceId(u128);
+pub struct TraceId(NonZeroU128);
 
 /// A W3C span id, never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpanId(u64);
+pub struct SpanId(NonZeroU64);
 
 impl TraceId {
     /// None for zero, which W3C forbids.
     pub fn new(value: u128) -> Option<Self> {
-        (value != 0).then_some(Self(value))
+        NonZeroU128::new(value).map(Self)
     }
 
     /// The trace id of a request that came without a `traceparent`, from its
     /// canonical id ([`canonical_request_id`]).
     pub fn of_request(canonical: &str) -> Self {
-        Self(xxh3_128(canonical.as_bytes()).max(1))
+        Self(NonZeroU128::new(xxh3_128(canonical.as_bytes())).unwrap_or(NonZeroU128::MIN))
     }
 
     /// From exactly 32 lower-case hexadecimal digits that are not all zero.
@@ -41,14 +42,14 @@ impl TraceId {
 
     /// As an integer, most significant byte first.
     pub fn value(self) -> u128 {
-        self.0
+        self.0.get()
     }
 }
 
 impl SpanId {
     /// None for zero, which W3C forbids.
     pub fn new(value: u64) -> Option<Self> {
-        (value != 0).then_some(Self(value))
+        NonZeroU64::new(value).map(Self)
     }
 
     /// From exactly 16 lower-case hexadecimal digits that are not all zero.
@@ -59,7 +60,7 @@ impl SpanId {
 
     /// As an integer, most significant byte first.
     pub fn value(self) -> u64 {
-        self.0
+        self.0.get()
     }
 }
 
@@ -95,7 +96,7 @@ fn random<T>(draw: impl FnOnce(&mut SmallRng) -> T) -> T {
 impl TraceId {
     /// One that no other trace has.
     pub fn random() -> Self {
-        Self(random(|rng| rng.random::<u128>()).max(1))
+        random(|rng| NonZeroU128::new(rng.random())).map_or(Self(NonZeroU128::MIN), Self)
     }
 }
 
@@ -103,7 +104,7 @@ impl SpanId {
     /// One that no other span has.
     #[inline]
     pub fn random() -> Self {
-        Self(random(|rng| rng.random::<u64>()).max(1))
+        random(|rng| NonZeroU64::new(rng.random())).map_or(Self(NonZeroU64::MIN), Self)
     }
 }
 
@@ -132,16 +133,49 @@ pub struct PhaseKey<'a> {
 impl PhaseKey<'_> {
     /// The id of the phase's span, the same wherever it is derived.
     pub fn span_id(&self) -> SpanId {
-        let mut text = Vec::with_capacity(160);
-        text.extend_from_slice(&self.trace_id.0.to_be_bytes());
-        text.extend_from_slice(&self.remote_parent.map_or(0, SpanId::value).to_be_bytes());
-        text.extend_from_slice(&self.entered.to_be_bytes());
-        for part in [self.request_id, self.role, self.node, self.phase] {
+        let mut ids = SpanIds {
+            text: Vec::with_capacity(192),
+            common: 0,
+        };
+        ids.begin(self).of(self.phase, self.occurrence)
+    }
+}
+
+/// Span ids of one visit's phases: hashes of texts that differ only at their ends.
+/// Its memory is for the next visit's.
+#[derive(Default)]
+pub(crate) struct SpanIds {
+    text: Vec<u8>,
+    common: usize,
+}
+
+impl SpanIds {
+    /// Begins with another visit; `phase` and `occurrence` of the key do not matter.
+    pub(crate) fn begin(&mut self, key: &PhaseKey<'_>) -> &mut Self {
+        let mut numbers = [0; 32];
+        let (trace_id, rest) = numbers.split_at_mut(16);
+        let (parent, entered) = rest.split_at_mut(8);
+        trace_id.copy_from_slice(&key.trace_id.value().to_be_bytes());
+        parent.copy_from_slice(&key.remote_parent.map_or(0, SpanId::value).to_be_bytes());
+        entered.copy_from_slice(&key.entered.to_be_bytes());
+        let text = &mut self.text;
+        text.clear();
+        text.extend_from_slice(&numbers);
+        for part in [key.request_id, key.role, key.node] {
             text.extend_from_slice(part.as_bytes());
             text.push(0);
         }
-        text.extend_from_slice(&self.occurrence.to_be_bytes());
-        SpanId(xxh3_64(&text).max(1))
+        self.common = text.len();
+        self
+    }
+
+    /// The id of a phase's span.
+    pub(crate) fn of(&mut self, phase: &str, occurrence: u16) -> SpanId {
+        self.text.truncate(self.common);
+        self.text.extend_from_slice(phase.as_bytes());
+        self.text.push(0);
+        self.text.extend_from_slice(&occurrence.to_be_bytes());
+        SpanId(NonZeroU64::new(xxh3_64(&self.text)).unwrap_or(NonZeroU64::MIN))
     }
 }
 
@@ -197,14 +231,9 @@ pub fn canonical_request_id(id: &str) -> &str {
 
 /// The id without one prefix and what belongs to it; None if there is none.
 fn without_prefix(id: &str) -> Option<&str> {
-    let unnumbered = match id.split_once('_') {
-        Some((number, rest))
-            if !number.is_empty()
-                && number.bytes().all(|b| b.is_ascii_digit())
-                && (rest.starts_with("chatcmpl-") || rest.starts_with("cmpl-")) =>
-        {
-            rest
-        }
+    let digits = id.bytes().take_while(u8::is_ascii_digit).count();
+    let unnumbered = match id[digits..].strip_prefix('_') {
+        Some(rest) if digits > 0 => rest,
         _ => id,
     };
     let (base, is_completion) = match unnumbered.strip_prefix("chatcmpl-") {
@@ -214,12 +243,15 @@ fn without_prefix(id: &str) -> Option<&str> {
     if base.is_empty() {
         return None;
     }
+    if !is_appended_to(base.as_bytes(), is_completion) {
+        return Some(base);
+    }
     let Some(unique) = unique_part(base) else {
         return Some(base);
     };
-    let appended = |text: &str, is_ours: fn(&str) -> bool| {
+    let appended = |text: &str, is_ours: fn(&[u8]) -> bool| {
         let at = unique + text[unique..].rfind('-')?;
-        is_ours(&text[at + 1..]).then_some(at)
+        is_ours(&text.as_bytes()[at + 1..]).then_some(at)
     };
     let mut kept = base;
     kept = appended(kept, is_random).map_or(kept, |at| &kept[..at]);
@@ -245,12 +277,21 @@ fn unique_part(text: &str) -> Option<usize> {
     bytes.get(..32).is_some_and(hex).then_some(32)
 }
 
-fn is_index(text: &str) -> bool {
-    (1..6).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+/// Whether its end looks like what vLLM appends; nearly always the lengths say no.
+fn is_appended_to(base: &[u8], is_completion: bool) -> bool {
+    let last = |len: usize| {
+        let (rest, last) = base.split_at_checked(base.len().checked_sub(len)?)?;
+        rest.ends_with(b"-").then_some(last)
+    };
+    last(8).is_some_and(is_random) || is_completion && (1..6).filter_map(last).any(is_index)
 }
 
-fn is_random(text: &str) -> bool {
-    text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit())
+fn is_index(text: &[u8]) -> bool {
+    (1..6).contains(&text.len()) && text.iter().all(u8::is_ascii_digit)
+}
+
+fn is_random(text: &[u8]) -> bool {
+    text.len() == 8 && text.iter().all(u8::is_ascii_hexdigit)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::assembler::{Assembler, Output, Scope};
+use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::clock::{self, Steering};
 use crate::config::Config;
 use crate::context::SpanContext;
@@ -18,6 +18,7 @@ use crate::delivery::otlp::{ExportError, OtlpExporter, Taken};
 use crate::delivery::{Delivery, Stats};
 use crate::event::{ActionName, Event, Parent};
 use crate::id::canonical_request_id;
+use crate::key::KeyRef;
 use crate::legacy_log;
 use crate::queue::{DecodedAction, Queue, Record};
 use crate::recorder::Recorder;
@@ -305,32 +306,33 @@ impl Worker {
     /// Empties the queue through the assembler into delivery.
     fn drain(&mut self) {
         self.steering.adjust();
-        let mut output = Output::default();
         self.now = Instant::now();
-        let now = self.now.saturating_duration_since(self.began).as_nanos() as u64;
         let recorder = Arc::clone(&self.recorder);
-        recorder
-            .queue
-            .drain(|record| self.take(record, &mut output));
-        self.assembler.settle(now, &mut output);
-        self.hand_over(output);
+        recorder.queue.drain(|record| self.take(record));
+        let now = self.now.saturating_duration_since(self.began).as_nanos() as u64;
+        let (assembler, mut outlet) = self.assembling();
+        assembler.settle(now, &mut outlet);
+        self.delivery.end_round(self.now);
     }
 
     /// Empties the queue and closes every request.
     fn close(&mut self) {
         self.drain();
-        let mut output = Output::default();
-        self.assembler.finish(&mut output);
-        self.hand_over(output);
+        let (assembler, mut outlet) = self.assembling();
+        assembler.finish(&mut outlet);
+        self.delivery.end_round(self.now);
     }
 
-    fn hand_over(&mut self, output: Output) {
-        self.delivery.stats.unsampled += output.unsampled;
-        self.delivery.stats.contradictory += output.contradictory;
-        self.delivery.accept(output.spans, output.loose, self.now);
+    /// The assembler, and where what comes out of it goes.
+    fn assembling(&mut self) -> (&mut Assembler, Outlet<'_>) {
+        let outlet = Outlet {
+            delivery: &mut self.delivery,
+            now: self.now,
+        };
+        (&mut self.assembler, outlet)
     }
 
-    fn take(&mut self, record: Record<'_>, output: &mut Output) {
+    fn take(&mut self, record: Record<'_>) {
         match record {
             Record::Bind(bind) => {
                 self.assembler
@@ -343,62 +345,52 @@ impl Worker {
                 }
                 let place = self.assembler.place(span.parent);
                 if place.flags & SpanContext::SAMPLED == 0 {
-                    output.unsampled += 1;
+                    self.delivery.stats.unsampled += 1;
                 } else {
                     self.delivery.accept_free(&span, &place, self.now);
                 }
             }
-            Record::Action(action) => self.take_action(action, output),
+            Record::Action(action) => self.take_action(action),
         }
     }
 
-    fn take_action(&mut self, action: DecodedAction<'_>, output: &mut Output) {
+    fn take_action(&mut self, action: DecodedAction<'_>) {
+        self.learn(action.request_id);
+        let typed = action.attributes.typed();
+        let attributes: Vec<_> = typed
+            .map(|(key, value)| (KeyRef::Text(key), value))
+            .collect();
         let event = Event {
             action: action.name,
             time: action.time,
             request_id: action.request_id,
             occurrence: action.occurrence,
             context: action.context,
-            attributes: action.attributes.typed().collect(),
-            source: Arc::clone(&self.source),
+            attributes: &attributes,
+            source: &self.source,
             carried: action.carried,
         };
-        self.learn(event.request_id);
         if !event.carried {
             self.delivery.stats.events += 1;
             if self.delivery.logs_events() {
-                self.log_event(&event);
+                log_event(&self.assembler, &mut self.delivery, &event);
             }
         }
-        self.assembler.event(event, output);
+        let mut outlet = Outlet {
+            delivery: &mut self.delivery,
+            now: self.now,
+        };
+        self.assembler.event(event, &mut outlet);
     }
 
     /// What another thread has read of a request may still wait in that thread's
     /// ring.
     fn learn(&mut self, request_id: &str) {
-        let id = canonical_request_id(request_id);
-        if self.assembler.known(id).0.is_none()
+        if !self.assembler.knows(request_id)
             && let Some((canonical, context)) = self.recorder.bound(request_id)
         {
             self.assembler.bind(request_id, &canonical, context);
         }
-    }
-
-    fn log_event(&mut self, event: &Event<'_>) {
-        let id = canonical_request_id(event.request_id);
-        let (canonical, bound) = self.assembler.known(id);
-        let context = event.context.or(bound);
-        if context.is_some_and(|c| !c.is_sampled()) {
-            return;
-        }
-        let vocabulary = Arc::clone(self.assembler.vocabulary());
-        let name = match event.action {
-            ActionName::Known(id) => &*vocabulary.action(id).name,
-            ActionName::Custom(name) => name,
-        };
-        let canonical = canonical.unwrap_or_else(|| id.into());
-        let entry = legacy_log::event_entry(event, name, &canonical, context.as_ref());
-        self.delivery.buffer_event(entry);
     }
 
     fn publish(&mut self) {
@@ -411,6 +403,49 @@ impl Worker {
         };
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
+}
+
+/// The way from the assembler into delivery.
+struct Outlet<'a> {
+    delivery: &'a mut Delivery,
+    now: Instant,
+}
+
+impl Sink for Outlet<'_> {
+    fn span(&mut self, span: PhaseSpan<'_>) {
+        self.delivery.accept_phase(span, self.now);
+    }
+
+    fn loose(&mut self, event: LooseEvent) {
+        self.delivery.accept_loose(event, self.now);
+    }
+
+    fn unsampled(&mut self) {
+        self.delivery.stats.unsampled += 1;
+    }
+
+    fn contradictory(&mut self) {
+        self.delivery.stats.contradictory += 1;
+    }
+}
+
+/// Writes the line of an event as it happens.
+fn log_event(assembler: &Assembler, delivery: &mut Delivery, event: &Event<'_>) {
+    let known = assembler.known(event.request_id);
+    let context = event.context.or(known.and_then(|(_, bound)| bound));
+    if context.is_some_and(|c| !c.is_sampled()) {
+        return;
+    }
+    let name = match event.action {
+        ActionName::Known(id) => &*assembler.vocabulary().action(id).name,
+        ActionName::Custom(name) => name,
+    };
+    let canonical = match known {
+        Some((canonical, _)) => canonical,
+        None => canonical_request_id(event.request_id),
+    };
+    let entry = legacy_log::event_entry(event, name, canonical, context.as_ref());
+    delivery.buffer_event(entry);
 }
 
 /// Waits for the export on the wire; for ever when there is none.

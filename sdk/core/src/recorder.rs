@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::carry::{self, Carried, Carry};
+use crate::carry::{self, Carry};
 use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan};
 use crate::id::{TraceId, canonical_request_id};
@@ -152,15 +152,9 @@ impl Recorder {
     /// The trace of a request as far as this process knows, and its W3C flags.
     pub fn trace_of(&self, request_id: &str) -> (TraceId, u8) {
         let request_id = kept_id(request_id);
-        match self.carry.get(request_id) {
-            Some(Carried {
-                context: Some(context),
-                ..
-            }) => (context.trace_id, context.flags),
-            Some(carried) => (
-                TraceId::of_request(&carried.canonical),
-                SpanContext::SAMPLED,
-            ),
+        match self.carry.bound(request_id) {
+            Some((_, Some(context))) => (context.trace_id, context.flags),
+            Some((canonical, None)) => (TraceId::of_request(&canonical), SpanContext::SAMPLED),
             None => {
                 let canonical = canonical_request_id(request_id);
                 (TraceId::of_request(canonical), SpanContext::SAMPLED)
@@ -170,7 +164,7 @@ impl Recorder {
 
     /// Canonical id and context of a request, as far as they have been read.
     pub(crate) fn bound(&self, request_id: &str) -> Option<(Arc<str>, Option<SpanContext>)> {
-        self.carry.get(request_id).map(|c| (c.canonical, c.context))
+        self.carry.bound(request_id)
     }
 
     /// Free spans lost to a full queue.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::context::SpanContext;
 use crate::id::{SpanId, TraceId};
 use crate::value::Attribute;
-use crate::vocabulary::PhaseId;
+use crate::vocabulary::{ActionId, PhaseId};
 
 /// OpenTelemetry span kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -200,11 +200,11 @@ pub struct Place {
     pub flags: u8,
 }
 
-/// A named moment with its time, as a phase's end or start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An action of the vocabulary with its time, as a phase's end or start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Action name.
-    pub action: Arc<str>,
+    /// The action.
+    pub action: ActionId,
     /// Nanoseconds since 1970.
     pub time: u64,
 }
@@ -273,5 +273,5 @@ pub struct Span {
     /// Who recorded it.
     pub source: Arc<Source>,
     /// The phase behind it; none for a free span.
-    pub origin: Option<Box<PhaseOrigin>>,
+    pub origin: Option<PhaseOrigin>,
 }

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use omnitrace::SpanContext;
 use omnitrace::Vocabulary;
 use omnitrace::assembler::{Assembler, Output, Scope};
-use omnitrace::event::{ActionName, Event};
+use omnitrace::event::{ActionName, Attributes, Event};
 use omnitrace::span::{Moment, Span};
+use omnitrace::{KeyRef, SpanContext};
 
 use crate::reader::{LoggedEvent, Request};
 
@@ -15,8 +15,15 @@ use crate::reader::{LoggedEvent, Request};
 pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
     let mut assembler = Assembler::new(Arc::clone(vocabulary), Scope::Whole);
     let mut output = Output::default();
+    let mut attributes = Vec::new();
     for event in &request.events {
-        assembler.event(to_event(vocabulary, request, event), &mut output);
+        attributes.clear();
+        let extra = event.extra.iter().flat_map(|e| &e.attributes);
+        attributes.extend(extra.map(|a| (KeyRef::Text(&a.key), a.value.as_ref())));
+        assembler.event(
+            to_event(vocabulary, request, event, &attributes),
+            &mut output,
+        );
     }
     assembler.finish(&mut output);
     output
@@ -31,11 +38,12 @@ pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span>
     let mut spans = spans(vocabulary, request);
     // Lines that were written without knowing say nothing against their spans. A
     // span without a line of its own was made for the sake of its children.
+    let is = |e: &LoggedEvent, m: &Moment| *e.action == *vocabulary.action(m.action).name;
     let known = |moment: Option<&Moment>| {
         request
             .events
             .iter()
-            .filter(|e| moment.is_none_or(|m| e.action == m.action && e.time == m.time))
+            .filter(|e| moment.is_none_or(|m| e.time == m.time && is(e, m)))
             .all(|e| marked(&e))
     };
     let named: HashSet<(&str, u16, Option<SpanContext>)> = request
@@ -65,6 +73,7 @@ fn to_event<'a>(
     vocabulary: &Vocabulary,
     request: &'a Request,
     event: &'a LoggedEvent,
+    attributes: Attributes<'a>,
 ) -> Event<'a> {
     let extra = event.extra.as_deref();
     Event {
@@ -75,15 +84,8 @@ fn to_event<'a>(
         request_id: &request.id,
         occurrence: event.occurrence,
         context: extra.and_then(|e| e.context),
-        attributes: extra
-            .map(|e| {
-                e.attributes
-                    .iter()
-                    .map(|a| (&*a.key, a.value.as_ref()))
-                    .collect()
-            })
-            .unwrap_or_default(),
-        source: Arc::clone(&event.source),
+        attributes,
+        source: &event.source,
         carried: false,
     }
 }

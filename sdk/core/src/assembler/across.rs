@@ -4,10 +4,13 @@ use crate::id::SpanId;
 use crate::span::{Link, Span};
 use crate::vocabulary::{PhaseId, Vocabulary};
 
-use super::{Output, Request, emit};
+use super::Sink;
+use super::emit::Emitter;
+use super::request::Request;
 
 /// Phases that start on one node and end on another: only here both are known.
-pub(super) fn emit_across(vocabulary: &Vocabulary, request: &mut Request, output: &mut Output) {
+pub(super) fn emit_across(emitter: &mut Emitter<'_, impl Sink>, request: &mut Request) {
+    let vocabulary = emitter.vocabulary;
     for (id, phase) in vocabulary.phases().filter(|(_, p)| !p.live) {
         let start = request
             .visits
@@ -19,7 +22,7 @@ pub(super) fn emit_across(vocabulary: &Vocabulary, request: &mut Request, output
             let ends = phase.end.iter().any(|a| visit.moment(*a, 0).is_some());
             if visit.role == Some(phase.role) && ends {
                 visit.lend(start);
-                emit(vocabulary, request, at, id, 0, output);
+                emitter.emit(request, at, id, 0);
             }
         }
     }

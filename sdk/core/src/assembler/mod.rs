@@ -12,24 +12,35 @@
 //! ```
 
 mod across;
+mod emit;
+mod keys;
+mod request;
+mod sink;
+mod table;
 mod visit;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::context::SpanContext;
 use crate::event::{ActionName, Event, Parent};
-use crate::id::{SpanId, TraceId, canonical_request_id};
-use crate::span::{Dropped, PhaseOrigin, Place, Source, Span, SpanKind};
+use crate::id::{SpanId, SpanIds, TraceId, canonical_request_id};
+use crate::span::{Place, Source, Span};
 use crate::value::Attribute;
-use crate::vocabulary::{PhaseId, RoleId, Vocabulary};
+use crate::vocabulary::{RoleId, Vocabulary};
 
+use emit::Emitter;
+use keys::Keys;
+pub use sink::{PhaseSpan, PhaseValue, Sink};
+use table::{SlotId, Table};
 use visit::Visit;
 
 /// Requests kept at once when live; beyond it the longest idle ones are closed.
 const MAX_REQUESTS: usize = 65_536;
 /// A request with nothing open is forgotten after this long without an event.
 const FORGET_FINISHED_NS: u64 = 60_000_000_000;
+/// Closed requests kept for their memory: more than one sweep of a full table
+/// closes.
+const MAX_SPARE: usize = 8_192;
 /// An open SERVER or CLIENT span is given up after this long without an event.
 const GIVE_UP_OPEN_NS: u64 = 3_600_000_000_000;
 /// How often idle requests are looked for.
@@ -63,7 +74,7 @@ pub struct LooseEvent {
     pub source: Arc<Source>,
 }
 
-/// What came out since the caller last looked.
+/// What came out since the caller last looked; keeps it all.
 #[derive(Debug, Default)]
 pub struct Output {
     /// Finished spans.
@@ -80,33 +91,17 @@ pub struct Output {
 pub struct Assembler {
     vocabulary: Arc<Vocabulary>,
     scope: Scope,
-    requests: Vec<Option<Request>>,
-    free_slots: Vec<usize>,
-    /// Canonical ids and the aliases bound to them.
-    index: HashMap<Box<str>, usize>,
+    requests: Table,
+    /// Visits of closed requests, kept for their memory.
+    spare: Vec<Visit>,
+    keys: Keys,
+    ids: SpanIds,
+    /// Who recorded the last event, and its role.
+    recorder: Option<(Arc<Source>, Option<RoleId>)>,
     now: u64,
     swept: u64,
     /// Requests with a main phase to emit at the next [`Assembler::settle`].
-    closing: Vec<usize>,
-}
-
-struct Request {
-    id: Arc<str>,
-    keys: Vec<Box<str>>,
-    bound: Option<SpanContext>,
-    visits: Vec<Visit>,
-    last_seen: u64,
-}
-
-impl Request {
-    /// The trace of the whole request: a context's, else derived from its id.
-    fn trace_id(&self, visit: Option<&Visit>) -> TraceId {
-        visit
-            .and_then(|v| v.context)
-            .or(self.bound)
-            .or_else(|| self.visits.iter().find_map(|v| v.context))
-            .map_or_else(|| TraceId::of_request(&self.id), |c| c.trace_id)
-    }
+    closing: Vec<SlotId>,
 }
 
 impl Assembler {
@@ -115,9 +110,11 @@ impl Assembler {
         Self {
             vocabulary,
             scope,
-            requests: Vec::new(),
-            free_slots: Vec::new(),
-            index: HashMap::new(),
+            requests: Table::new(),
+            spare: Vec::new(),
+            keys: Keys::default(),
+            ids: SpanIds::default(),
+            recorder: None,
             now: 0,
             swept: 0,
             closing: Vec::new(),
@@ -128,68 +125,85 @@ impl Assembler {
     /// context that came with the request. Later events without a context of
     /// their own belong to it.
     pub fn bind(&mut self, request_id: &str, canonical: &str, context: Option<SpanContext>) {
-        let slot = self.slot(canonical_request_id(canonical));
-        let alias = canonical_request_id(request_id);
-        if !self.index.contains_key(alias) {
-            self.index.insert(alias.into(), slot);
-            if let Some(request) = &mut self.requests[slot] {
-                request.keys.push(alias.into());
-            }
-        }
-        if let (Some(request), Some(context)) = (&mut self.requests[slot], context) {
+        let slot = self.requests.enter(canonical, self.now);
+        self.requests.alias(request_id, slot);
+        if let (Some(request), Some(context)) = (self.requests.get_mut(slot), context) {
             request.bound = Some(context);
         }
     }
 
-    /// Takes one event in. Spans that it completes go to `output`; SERVER and
+    /// Takes one event in. Spans that it completes go to `sink`; SERVER and
     /// CLIENT spans wait for [`Assembler::settle`], so that what other threads
     /// recorded just before still gets into them.
-    pub fn event(&mut self, event: Event<'_>, output: &mut Output) {
-        let slot = self.slot(canonical_request_id(event.request_id));
-        let Some(request) = &mut self.requests[slot] else {
+    pub fn event(&mut self, event: Event<'_>, sink: &mut impl Sink) {
+        let role = self.role_of(&event);
+        let slot = self.requests.enter(event.request_id, self.now);
+        self.requests.touch(slot, self.now);
+        let Some(request) = self.requests.get_mut(slot) else {
             return;
         };
-        request.last_seen = self.now;
         let vocabulary = &*self.vocabulary;
-        let role = role_of(vocabulary, &event);
-        let context = event.context.or(request.bound);
-        let at = find_visit(vocabulary, &mut request.visits, role, &event, context);
-        let touched = request.visits[at].record(vocabulary, &event);
-        if let ActionName::Known(id) = event.action
-            && self.scope == Scope::Process
-            && !event.carried
-            && vocabulary.is_offline_only(id)
-        {
-            let visit = &request.visits[at];
-            output
-                .loose
-                .push(visit.loose_event(vocabulary, &request.id, id, &event));
-        }
+        let at = request.visit_of(vocabulary, role, &event, &mut self.spare);
+        request.visits[at].record(vocabulary, &mut self.keys, &event);
+        let ActionName::Known(id) = event.action else {
+            return;
+        };
         if self.scope == Scope::Whole {
             // The whole request is there only when it is closed.
             return;
         }
-        for phase in touched {
+        let action = vocabulary.action(id);
+        if action.offline_only && !event.carried {
             let visit = &request.visits[at];
-            if !visit.is_due(vocabulary, self.scope, phase, event.occurrence) {
+            sink.loose(visit.loose_event(&request.id, &action.name, &event));
+        }
+        let mut emitter = Emitter {
+            vocabulary,
+            ids: &mut self.ids,
+            sink,
+        };
+        for phase in &action.phases {
+            let visit = &mut request.visits[at];
+            let due = visit.due(vocabulary, self.scope, *phase, event.occurrence);
+            let Some(bounds) = due else {
+                continue;
+            };
+            if !vocabulary.is_main(*phase) {
+                emitter.emit_between(request, at, *phase, event.occurrence, bounds);
                 continue;
             }
-            if vocabulary.is_main(phase) {
-                let visit = &mut request.visits[at];
-                if !visit.closing.contains(&(phase, event.occurrence)) {
-                    visit.closing.push((phase, event.occurrence));
-                }
-                if !self.closing.contains(&slot) {
-                    self.closing.push(slot);
-                }
-            } else {
-                emit(vocabulary, request, at, phase, event.occurrence, output);
+            if !visit.closing.contains(&(*phase, event.occurrence)) {
+                visit.closing.push((*phase, event.occurrence));
+            }
+            if !std::mem::replace(&mut request.closing, true) {
+                self.closing.push(slot);
+            }
+        }
+    }
+
+    /// The role an event belongs to: its action's, or with several the recorder's.
+    fn role_of(&mut self, event: &Event<'_>) -> Option<RoleId> {
+        let recorder = match &self.recorder {
+            Some((source, role)) if Arc::ptr_eq(source, event.source) => *role,
+            _ => {
+                let role = self.vocabulary.role_named(&event.source.role);
+                self.recorder = Some((Arc::clone(event.source), role));
+                role
+            }
+        };
+        match event.action {
+            ActionName::Custom(_) => recorder,
+            ActionName::Known(id) => {
+                let roles = &self.vocabulary.action(id).roles;
+                recorder
+                    .filter(|role| roles.contains(role))
+                    .or(roles.first().copied())
             }
         }
     }
 
     /// Where a free span belongs.
-    pub fn place(&self, parent: Parent<'_>) -> Place {
+    pub fn place(&mut self, parent: Parent<'_>) -> Place {
         match parent {
             Parent::Span(context) => Place {
                 trace_id: context.trace_id,
@@ -202,7 +216,7 @@ impl Assembler {
                 flags: SpanContext::SAMPLED,
             },
             Parent::Request(id) => {
-                let (trace_id, parent, flags) = self.entry_span(canonical_request_id(id));
+                let (trace_id, parent, flags) = self.entry_span(id);
                 Place {
                     trace_id,
                     parent,
@@ -214,28 +228,26 @@ impl Assembler {
 
     /// The SERVER span of a request's latest visit: what a free span of that
     /// request hangs under.
-    fn entry_span(&self, canonical: &str) -> (TraceId, Option<SpanId>, u8) {
-        let request = self
-            .index
-            .get(canonical)
-            .and_then(|slot| self.requests[*slot].as_ref());
-        let Some(request) = request else {
-            return (TraceId::of_request(canonical), None, SpanContext::SAMPLED);
+    fn entry_span(&mut self, id: &str) -> (TraceId, Option<SpanId>, u8) {
+        let request = self.requests.look_up(id);
+        let Some(request) = request.and_then(|slot| self.requests.get_mut(slot)) else {
+            let trace_id = TraceId::of_request(canonical_request_id(id));
+            return (trace_id, None, SpanContext::SAMPLED);
         };
-        let Some(visit) = request.visits.last() else {
+        let Some(latest) = request.visits.len().checked_sub(1) else {
             let parent = request.bound.map(|c| c.span_id);
             let flags = request.bound.map_or(SpanContext::SAMPLED, |c| c.flags);
-            return (request.trace_id(None), parent, flags);
+            return (request.trace_id(), parent, flags);
         };
-        let trace_id = request.trace_id(Some(visit));
+        let trace_id = request.trace_of_visit(latest);
+        let visit = &request.visits[latest];
         let parent = visit.role.map(|role| {
-            visit.span_id(
-                &self.vocabulary,
-                trace_id,
-                &request.id,
-                self.vocabulary.role(role).entry,
-                0,
-            )
+            let entry = self.vocabulary.role(role).entry;
+            let entry = self.vocabulary.phase(entry);
+            let role = self.vocabulary.role(entry.role);
+            let entered = visit.entered(&self.vocabulary, role);
+            let key = visit.key(trace_id, &request.id, role, entered);
+            self.ids.begin(&key).of(&entry.name, 0)
         });
         (trace_id, parent, visit.flags())
     }
@@ -243,30 +255,39 @@ impl Assembler {
     /// To be called after each round of events: emits the SERVER and CLIENT
     /// spans that have ended and closes idle requests. `now` is any clock that
     /// does not go backwards, in nanoseconds.
-    pub fn settle(&mut self, now: u64, output: &mut Output) {
+    pub fn settle(&mut self, now: u64, sink: &mut impl Sink) {
         self.now = now;
-        for slot in std::mem::take(&mut self.closing) {
-            if let Some(request) = &mut self.requests[slot] {
-                emit_closing(&self.vocabulary, request, output);
+        let mut emitter = Emitter {
+            vocabulary: &self.vocabulary,
+            ids: &mut self.ids,
+            sink,
+        };
+        for slot in self.closing.drain(..) {
+            if let Some(request) = self.requests.get_mut(slot) {
+                emitter.emit_closing(request);
             }
         }
-        if now.saturating_sub(self.swept) >= SWEEP_EVERY_NS || self.live() > MAX_REQUESTS {
+        let is_time = now.saturating_sub(self.swept) >= SWEEP_EVERY_NS;
+        if is_time {
+            self.requests.release();
+            self.spare.truncate(self.spare.len() / 2);
+        }
+        if is_time || self.live() > MAX_REQUESTS {
             self.swept = now;
-            self.sweep(output);
+            self.sweep(sink);
         }
     }
 
-    /// What this process knows of a request: its canonical id, and the context
-    /// that came with it.
-    pub fn known(&self, id: &str) -> (Option<Arc<str>>, Option<SpanContext>) {
-        match self
-            .index
-            .get(id)
-            .and_then(|slot| self.requests[*slot].as_ref())
-        {
-            Some(request) => (Some(Arc::clone(&request.id)), request.bound),
-            None => (None, None),
-        }
+    /// What this process knows of a request, whose id may have any form: the
+    /// canonical id, and the context that came with it.
+    pub fn known(&self, id: &str) -> Option<(&Arc<str>, Option<SpanContext>)> {
+        let request = self.requests.get(self.requests.find(id)?)?;
+        Some((&request.id, request.bound))
+    }
+
+    /// Whether there is such a request. The next event is expected to be its.
+    pub(crate) fn knows(&mut self, id: &str) -> bool {
+        self.requests.look_up(id).is_some()
     }
 
     /// The vocabulary it works with.
@@ -276,228 +297,76 @@ impl Assembler {
 
     /// Requests held now.
     pub fn live(&self) -> usize {
-        self.requests.len() - self.free_slots.len()
+        self.requests.len()
     }
 
     /// Closes every request, complete or not.
-    pub fn finish(&mut self, output: &mut Output) {
-        for slot in 0..self.requests.len() {
-            self.close(slot, output);
+    pub fn finish(&mut self, sink: &mut impl Sink) {
+        for slot in self.requests.slots() {
+            self.close(slot, sink);
         }
         self.closing.clear();
     }
 
-    fn sweep(&mut self, output: &mut Output) {
-        let mut idle: Vec<(u64, usize)> = Vec::new();
-        for (slot, request) in self.requests.iter().enumerate() {
-            let Some(request) = request else { continue };
-            let age = self.now.saturating_sub(request.last_seen);
-            let open = || {
-                let mut visits = request.visits.iter();
-                visits.any(|v| v.has_open_main(&self.vocabulary, self.scope))
-            };
-            if age > GIVE_UP_OPEN_NS || (age > FORGET_FINISHED_NS && !open()) {
-                idle.push((0, slot));
-            } else {
-                idle.push((request.last_seen.max(1), slot));
+    /// Closes what has been idle for long, and what is too much.
+    fn sweep(&mut self, sink: &mut impl Sink) {
+        // Closing a tenth at once keeps a full table from being swept at each event.
+        let mut surplus = match self.live() {
+            live if live > MAX_REQUESTS => live / 10,
+            _ => 0,
+        };
+        let mut next = self.requests.oldest();
+        while let Some(slot) = next {
+            let idle = self.now.saturating_sub(self.requests.used(slot));
+            if idle <= FORGET_FINISHED_NS {
+                break;
+            }
+            next = self.requests.newer(slot);
+            if idle > GIVE_UP_OPEN_NS || !self.is_open(slot) {
+                self.close(slot, sink);
+                surplus = surplus.saturating_sub(1);
             }
         }
-        idle.sort_unstable();
-        let expired = idle.iter().take_while(|(seen, _)| *seen == 0).count();
-        // Closing a tenth at once keeps a full table from being swept at each event.
-        let too_many = if idle.len() > MAX_REQUESTS {
-            idle.len() / 10
-        } else {
-            0
-        };
-        for (_, slot) in idle.into_iter().take(expired.max(too_many)) {
-            self.close(slot, output);
+        for _ in 0..surplus {
+            if let Some(slot) = self.requests.oldest() {
+                self.close(slot, sink);
+            }
         }
     }
 
-    fn close(&mut self, slot: usize, output: &mut Output) {
-        let Some(mut request) = self.requests[slot].take() else {
+    /// Whether a SERVER or CLIENT span of a request is still to come.
+    fn is_open(&self, slot: SlotId) -> bool {
+        let request = self.requests.get(slot);
+        request.is_some_and(|request| {
+            let mut visits = request.visits.iter();
+            visits.any(|v| v.has_open_main(&self.vocabulary, self.scope))
+        })
+    }
+
+    fn close(&mut self, slot: SlotId, sink: &mut impl Sink) {
+        let Some(mut request) = self.requests.remove(slot) else {
             return;
         };
-        self.free_slots.push(slot);
-        for key in &request.keys {
-            self.index.remove(key);
-        }
-        let vocabulary = Arc::clone(&self.vocabulary);
-        let first = output.spans.len();
-        emit_closing(&vocabulary, &mut request, output);
-        for at in 0..request.visits.len() {
-            for (phase, occurrence) in request.visits[at].due(&vocabulary, self.scope) {
-                emit(&vocabulary, &mut request, at, phase, occurrence, output);
-            }
-            for (phase, occurrence) in request.visits[at].incomplete(&vocabulary, self.scope) {
-                emit(&vocabulary, &mut request, at, phase, occurrence, output);
-            }
-        }
+        let first = sink.held().len();
+        let mut emitter = Emitter {
+            vocabulary: &self.vocabulary,
+            ids: &mut self.ids,
+            sink,
+        };
+        emitter.emit_closing(&mut request);
+        emitter.emit_rest(self.scope, &mut request);
         if self.scope == Scope::Whole {
-            across::emit_across(&vocabulary, &mut request, output);
-            across::adopt_by_tree(&vocabulary, &mut output.spans[first..]);
+            across::emit_across(&mut emitter, &mut request);
+            across::adopt_by_tree(&self.vocabulary, &mut sink.held()[first..]);
         }
-        for visit in &mut request.visits {
-            visit.loose(&vocabulary, &request.id, &mut output.loose);
-        }
-    }
-
-    fn slot(&mut self, canonical: &str) -> usize {
-        if let Some(slot) = self.index.get(canonical) {
-            return *slot;
-        }
-        let request = Request {
-            id: canonical.into(),
-            keys: vec![canonical.into()],
-            bound: None,
-            visits: Vec::new(),
-            last_seen: self.now,
-        };
-        let slot = match self.free_slots.pop() {
-            Some(slot) => {
-                self.requests[slot] = Some(request);
-                slot
+        for visit in request.visits.drain(..) {
+            visit.loose(&self.vocabulary, &request.id, sink);
+            if self.spare.len() < MAX_SPARE {
+                self.spare.push(visit.emptied());
             }
-            None => {
-                self.requests.push(Some(request));
-                self.requests.len() - 1
-            }
-        };
-        self.index.insert(canonical.into(), slot);
-        slot
-    }
-}
-
-/// The role an event belongs to: its action's, or with several the recorder's.
-fn role_of(vocabulary: &Vocabulary, event: &Event<'_>) -> Option<RoleId> {
-    let recorder = vocabulary.role_named(&event.source.role);
-    match event.action {
-        ActionName::Custom(_) => recorder,
-        ActionName::Known(id) => {
-            let roles = &vocabulary.action(id).roles;
-            recorder
-                .filter(|role| roles.contains(role))
-                .or(roles.first().copied())
         }
+        self.requests.recycle(request);
     }
-}
-
-/// The visit this event belongs to, made where there is none.
-fn find_visit(
-    vocabulary: &Vocabulary,
-    visits: &mut Vec<Visit>,
-    role: Option<RoleId>,
-    event: &Event<'_>,
-    context: Option<SpanContext>,
-) -> usize {
-    // Such a role always knows its caller: no context means that it is the first.
-    let timed = role.is_some_and(|role| vocabulary.role(role).timed);
-    let same = |v: &Visit| v.role == role && v.source.node == event.source.node;
-    let found = match context {
-        None => visits
-            .iter()
-            .rposition(|v| same(v) && (!timed || v.context.is_none())),
-        Some(context) => visits
-            .iter()
-            .rposition(|v| same(v) && v.is_called_by(context))
-            // Events that came before their context adopt it while no id depends on it.
-            .or_else(|| {
-                let at = visits
-                    .iter()
-                    .rposition(|v| same(v) && v.context.is_none())?;
-                (!timed && visits[at].emitted.is_empty()).then_some(at)
-            }),
-    };
-    match found {
-        Some(at) if !timed || !visits[at].is_entered_again(vocabulary, event) => {
-            if visits[at].context.is_none() {
-                visits[at].context = context;
-            }
-            at
-        }
-        _ => {
-            visits.push(Visit::new(role, Arc::clone(&event.source), context));
-            visits.len() - 1
-        }
-    }
-}
-
-fn emit_closing(vocabulary: &Vocabulary, request: &mut Request, output: &mut Output) {
-    for at in 0..request.visits.len() {
-        for (phase, occurrence) in std::mem::take(&mut request.visits[at].closing) {
-            emit(vocabulary, request, at, phase, occurrence, output);
-        }
-    }
-}
-
-/// Makes the span of a phase of one visit, complete or not.
-fn emit(
-    vocabulary: &Vocabulary,
-    request: &mut Request,
-    at: usize,
-    phase: PhaseId,
-    occurrence: u16,
-    output: &mut Output,
-) {
-    let visit = &request.visits[at];
-    let trace_id = request.trace_id(Some(visit));
-    let Some(extent) = visit.extent(vocabulary, phase, occurrence) else {
-        output.contradictory += 1;
-        return;
-    };
-    if visit.flags() & SpanContext::SAMPLED == 0 {
-        output.unsampled += 1;
-        let visit = &mut request.visits[at];
-        visit
-            .emitted
-            .push((phase, occurrence, extent.start, extent.end));
-        return;
-    }
-    let definition = vocabulary.phase(phase);
-    let parent = match definition.parent {
-        Some(parent) if vocabulary.phase(parent).role == definition.role => {
-            Some(visit.span_id(vocabulary, trace_id, &request.id, parent, 0))
-        }
-        _ => visit.context.map(|c| c.span_id),
-    };
-    let contents = visit.contents(vocabulary, &request.id, phase, occurrence, &extent);
-    let span = Span {
-        trace_id,
-        span_id: visit.span_id(vocabulary, trace_id, &request.id, phase, occurrence),
-        parent_span_id: parent,
-        // A SERVER span's parent is the caller; any other's is in this process.
-        parent_is_remote: definition.kind == SpanKind::Server,
-        flags: visit.flags(),
-        trace_state: Box::default(),
-        name: contents.name,
-        kind: definition.kind,
-        start: extent.start,
-        end: extent.end,
-        status: contents.status,
-        attributes: contents.attributes,
-        events: contents.events,
-        links: Vec::new(),
-        dropped: Dropped::default(),
-        scope: None,
-        source: Arc::clone(&visit.source),
-        origin: Some(Box::new(PhaseOrigin {
-            request_id: Arc::clone(&request.id),
-            phase,
-            occurrence,
-            context: visit.context,
-            entered: visit.entered(vocabulary, phase),
-            start: extent.start_moment,
-            end: extent.end_moment,
-            seen: extent.seen,
-            recorded_attributes: contents.recorded_attributes,
-        })),
-    };
-    let visit = &mut request.visits[at];
-    visit
-        .emitted
-        .push((phase, occurrence, span.start, span.end));
-    output.spans.push(span);
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use super::*;
+use crate::key::KeyRef;
 use crate::value::ValueRef;
 
 const REQUEST: &str = "38a4f1c0-5b1e-4c52-9c0d-0123456789ab";
@@ -48,8 +49,8 @@ impl Process {
             request_id: REQUEST,
             occurrence,
             context,
-            attributes: vec![("at", ValueRef::I64(time as i64))],
-            source: Arc::clone(&self.source),
+            attributes: &[(KeyRef::Text("at"), ValueRef::I64(time as i64))],
+            source: &self.source,
             carried,
         };
         self.assembler.event(event, &mut self.output);

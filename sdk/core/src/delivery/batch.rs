@@ -12,6 +12,7 @@ use opentelemetry_http::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 
+use crate::assembler::PhaseSpan;
 use crate::decode;
 use crate::encode::{self, Out};
 use crate::id::SpanId;
@@ -33,6 +34,9 @@ pub struct Batch {
     /// Where that begins.
     body: usize,
     entries: Vec<Entry>,
+    /// Of those that are phases' spans, in their order: all of them are omnitrace's
+    /// own scope's.
+    origins: Vec<PhaseOrigin>,
     /// When its first span came.
     pub(super) since: Instant,
     /// When its last span came.
@@ -41,7 +45,7 @@ pub struct Batch {
 
 struct Entry {
     span_id: SpanId,
-    origin: Option<Box<PhaseOrigin>>,
+    is_phase: bool,
 }
 
 /// What a batch that has gone leaves to another: pages that are there already.
@@ -66,6 +70,7 @@ pub(super) struct OpenBatch {
     room: usize,
     runs: Vec<Run>,
     entries: Vec<Entry>,
+    origins: Vec<PhaseOrigin>,
     since: Option<Instant>,
     until: Instant,
 }
@@ -83,6 +88,7 @@ impl OpenBatch {
             room,
             runs: Vec::new(),
             entries,
+            origins: Vec::new(),
             since: None,
             until: Instant::now(),
         }
@@ -91,19 +97,27 @@ impl OpenBatch {
     pub(super) fn push(&mut self, span: Span, scope: ScopeId, now: Instant) {
         self.begin(scope, now);
         encode::span(&span, &mut self.buffer);
-        self.entries.push(Entry {
-            span_id: span.span_id,
-            origin: span.origin,
-        });
+        self.enter(span.span_id, span.origin);
+    }
+
+    pub(super) fn push_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
+        self.begin(ScopeId::default(), now);
+        encode::phase_span(&span, &mut self.buffer);
+        self.enter(span.span_id, Some(span.origin));
     }
 
     pub(super) fn push_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
         self.begin(span.scope, now);
         encode::free_span(span, place, &mut self.buffer);
+        self.enter(span.span_id, None);
+    }
+
+    fn enter(&mut self, span_id: SpanId, origin: Option<PhaseOrigin>) {
         self.entries.push(Entry {
-            span_id: span.span_id,
-            origin: None,
+            span_id,
+            is_phase: origin.is_some(),
         });
+        self.origins.extend(origin);
     }
 
     fn begin(&mut self, scope: ScopeId, now: Instant) {
@@ -138,13 +152,16 @@ impl OpenBatch {
     pub(super) fn seal(&mut self, envelopes: &mut Envelopes, memory: Memory) -> Option<Batch> {
         let since = self.since?;
         let next = Self::new(envelopes, memory);
-        let full = std::mem::replace(self, next);
+        let mut full = std::mem::replace(self, next);
         let until = full.until;
+        let origins = std::mem::take(&mut full.origins);
+        self.origins.reserve(origins.len());
         let (buffer, body, entries) = full.close(envelopes);
         Some(Batch {
             buffer: buffer.into(),
             body,
             entries,
+            origins,
             since,
             until,
         })
@@ -251,10 +268,11 @@ impl Batch {
                 .into_iter()
                 .map(move |span| (span, scope.clone()))
         });
-        let origins = self.entries.iter().map(|e| e.origin.clone());
+        let mut origins = self.origins.iter().cloned();
+        let mut origin = |entry: &Entry| entry.is_phase.then(|| origins.next()).flatten();
         spans
-            .zip(origins)
-            .filter_map(|((span, scope), origin)| decode::span(span, scope, origin, source))
+            .zip(&self.entries)
+            .filter_map(|((span, scope), entry)| decode::span(span, scope, origin(entry), source))
             .collect()
     }
 }

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::assembler::LooseEvent;
+use crate::assembler::{LooseEvent, PhaseSpan};
 use crate::config::{Config, LegacyLogMode};
 use crate::decode;
 use crate::legacy_log::{self, Entry, LegacyLog, LineFormatter};
@@ -161,21 +161,27 @@ impl Delivery {
         self.seal_if_full();
     }
 
-    /// Takes finished spans of phases, and events that no span holds.
-    pub(crate) fn accept(&mut self, spans: Vec<Span>, loose: Vec<LooseEvent>, now: Instant) {
-        self.stats.created += spans.len() as u64;
-        self.stats.events_loose += loose.len() as u64;
-        for span in spans {
-            self.open.push(span, ScopeId::default(), now);
-            self.seal_if_full();
-        }
+    /// Takes a finished span of a phase as it comes out of the assembler.
+    pub(crate) fn accept_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
+        self.stats.created += 1;
+        self.open.push_phase(span, now);
+        self.seal_if_full();
+    }
+
+    /// Takes an event that no span holds.
+    pub(crate) fn accept_loose(&mut self, event: LooseEvent, now: Instant) {
+        self.stats.events_loose += 1;
         if self.mode == LegacyLogMode::Fallback {
-            self.loose
-                .extend(loose.into_iter().map(|event| (now, event)));
             // Without a span to go with, the oldest are let go.
-            let surplus = self.loose.len().saturating_sub(MAX_LOOSE);
-            self.loose.drain(..surplus);
+            if self.loose.len() >= MAX_LOOSE {
+                self.loose.pop_front();
+            }
+            self.loose.push_back((now, event));
         }
+    }
+
+    /// To be called when there is nothing more to take for now.
+    pub(crate) fn end_round(&mut self, now: Instant) {
         self.write_events();
         self.keep_bounds(now);
     }

@@ -14,8 +14,9 @@ use prost::Message;
 
 use super::batch::{Batch, Memory, OpenBatch};
 use super::envelopes::Envelopes;
+use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::decode;
-use crate::event::{FreeSpan, Parent};
+use crate::event::{ActionName, Event, FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
 use crate::key::{KeyId, KeyRef};
 use crate::queue::{self, Queue, Record, SpanRecord};
@@ -24,6 +25,7 @@ use crate::span::{
     Dropped, InstrumentationScope, Link, Place, ScopeId, Source, Span, SpanEvent, SpanKind, Status,
 };
 use crate::value::{Attribute, Value, ValueRef};
+use crate::vocabulary::Vocabulary;
 
 fn source() -> Arc<Source> {
     Arc::new(Source {
@@ -361,4 +363,107 @@ proptest! {
         prop_assert_eq!(&batch.body()[..], &request(&[], &vec![(None, whole)])[..]);
         prop_assert!(open.seal(&mut envelopes, Memory::default()).is_none());
     }
+}
+
+/// Keeps each span both ways.
+struct BothWays {
+    open: OpenBatch,
+    spans: Vec<Span>,
+}
+
+impl Sink for BothWays {
+    fn span(&mut self, span: PhaseSpan<'_>) {
+        self.spans.push(span.clone().into_span());
+        self.open.push_phase(span, Instant::now());
+    }
+
+    fn loose(&mut self, event: LooseEvent) {
+        panic!("{event:?}");
+    }
+
+    fn unsampled(&mut self) {
+        panic!("all are sampled");
+    }
+
+    fn contradictory(&mut self) {
+        panic!("none is");
+    }
+}
+
+#[test]
+fn a_phases_span_is_encoded_as_the_span_that_it_becomes() {
+    let vocabulary = Vocabulary::omni_vllm();
+    let mut envelopes = Envelopes::new(&[], Arc::new(Scopes::default()));
+    let mut sink = BothWays {
+        open: OpenBatch::new(&envelopes, Memory::default()),
+        spans: Vec::new(),
+    };
+    let mut assembler = Assembler::new(Arc::clone(&vocabulary), Scope::Process);
+    let text = ValueRef::Str("m");
+    let failed = ValueRef::Str("500");
+    for (time, action, occurrence, attributes) in [
+        (
+            10,
+            "Enter decode to generate",
+            0,
+            &[(KeyRef::Text("model"), text)][..],
+        ),
+        (12, "Start to dispatch decode request", 0, &[]),
+        (
+            15,
+            "Add need pulling sequence",
+            0,
+            &[(KeyRef::Text("n"), ValueRef::I64(-1))],
+        ),
+        (
+            16,
+            "Enter decode to generate",
+            1,
+            &[(KeyRef::Text("half"), ValueRef::F64(0.5))],
+        ),
+        (17, "Start to dispatch decode request", 1, &[]),
+        (
+            30,
+            "Second decode output token",
+            0,
+            &[(KeyRef::Text("late"), ValueRef::Bool(true))],
+        ),
+        (20, "First decode output token", 0, &[]),
+        (
+            40,
+            "Finish decode pickle and start response",
+            0,
+            &[(KeyRef::Text("error.type"), failed)],
+        ),
+    ] {
+        let event = Event {
+            action: ActionName::Known(vocabulary.action_named(action).unwrap()),
+            time,
+            request_id: "r",
+            occurrence,
+            context: None,
+            attributes,
+            source: &source(),
+            carried: false,
+        };
+        assembler.event(event, &mut sink);
+    }
+    assembler.settle(1, &mut sink);
+    assembler.finish(&mut sink);
+    let names: Vec<&str> = sink.spans.iter().map(|s| &*s.name).collect();
+    assert_eq!(
+        names,
+        [
+            "Start to dispatch decode request",
+            "Add to need pulling for decode",
+            "Add need pulling sequence",
+            "Start to dispatch decode request",
+            "Decode",
+            "Decode",
+        ]
+    );
+    let batch = sink.open.seal(&mut envelopes, Memory::default()).unwrap();
+    let expected = request(&[], &vec![(None, sink.spans.clone())]);
+    assert_eq!(batch.body()[..], expected[..]);
+    assert_eq!(batch.decode(&source()), sink.spans);
 }

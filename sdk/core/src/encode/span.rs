@@ -1,5 +1,6 @@
 //! One span.
 
+use crate::assembler::PhaseSpan;
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
 use crate::span::{Dropped, Link, Place, Span, SpanEvent, SpanKind, StatusRef};
@@ -12,7 +13,7 @@ const HAS_IS_REMOTE: u32 = 0x100;
 const IS_REMOTE: u32 = 0x200;
 
 /// A span's parts, wherever they come from.
-struct Parts<'a, A> {
+struct Parts<'a, A, M> {
     trace_id: TraceId,
     span_id: SpanId,
     parent: Option<SpanId>,
@@ -24,13 +25,17 @@ struct Parts<'a, A> {
     start: u64,
     end: u64,
     attributes: A,
-    /// Events, links and dropped counts, encoded by [`more`].
-    more: &'a [u8],
+    /// Writes events, links and dropped counts.
+    more: M,
     /// Status code and message.
     status: Option<(u8, &'a [u8])>,
 }
 
-impl<'a, A: Iterator<Item = (&'a [u8], Raw<'a>)>> Parts<'a, A> {
+impl<'a, A, M> Parts<'a, A, M>
+where
+    A: Iterator<Item = (&'a [u8], Raw<'a>)>,
+    M: FnOnce(&mut Out),
+{
     fn flags(&self) -> u32 {
         let remote = if self.parent_is_remote { IS_REMOTE } else { 0 };
         u32::from(self.flags) | HAS_IS_REMOTE | remote
@@ -59,7 +64,7 @@ impl<'a, A: Iterator<Item = (&'a [u8], Raw<'a>)>> Parts<'a, A> {
             for (key, value) in self.attributes {
                 out.attribute(9, key, value);
             }
-            out.copy(self.more);
+            (self.more)(out);
             if let Some((code, message)) = self.status {
                 out.message(15, 1, |out| {
                     out.text(2, message);
@@ -89,6 +94,15 @@ impl Out {
             }
             out.count(4, event.dropped_attributes);
         });
+    }
+
+    /// Fields 10 to 14.
+    fn more(&mut self, events: &[SpanEvent], links: &[Link], dropped: Dropped) {
+        self.count(10, dropped.attributes);
+        events.iter().for_each(|event| self.event(event));
+        self.count(12, dropped.events);
+        links.iter().for_each(|link| self.link(link));
+        self.count(14, dropped.links);
     }
 
     fn link(&mut self, link: &Link) {
@@ -130,17 +144,12 @@ fn attributes(list: &[Attribute]) -> impl Iterator<Item = (&[u8], Raw<'_>)> {
 /// What few spans have, fields 10 to 14.
 pub(crate) fn more(events: &[SpanEvent], links: &[Link], dropped: Dropped) -> Vec<u8> {
     let mut out = Out::default();
-    out.count(10, dropped.attributes);
-    events.iter().for_each(|event| out.event(event));
-    out.count(12, dropped.events);
-    links.iter().for_each(|link| out.link(link));
-    out.count(14, dropped.links);
+    out.more(events, links, dropped);
     out.finish()
 }
 
 /// Appends a span.
 pub(crate) fn span(span: &Span, out: &mut Out) {
-    let more = more(&span.events, &span.links, span.dropped);
     Parts {
         trace_id: span.trace_id,
         span_id: span.span_id,
@@ -153,7 +162,30 @@ pub(crate) fn span(span: &Span, out: &mut Out) {
         start: span.start,
         end: span.end,
         attributes: attributes(&span.attributes),
-        more: &more,
+        more: |out: &mut Out| out.more(&span.events, &span.links, span.dropped),
+        status: status_code(span.status.as_ref()),
+    }
+    .write(out);
+}
+
+/// Appends a phase's span as it comes out of the assembler.
+pub(crate) fn phase_span(span: &PhaseSpan<'_>, out: &mut Out) {
+    Parts {
+        trace_id: span.trace_id,
+        span_id: span.span_id,
+        parent: span.parent_span_id,
+        parent_is_remote: span.parent_is_remote(),
+        flags: span.flags,
+        trace_state: b"",
+        name: span.name.as_bytes(),
+        kind: span.kind,
+        start: span.start,
+        end: span.end,
+        attributes: span
+            .attributes
+            .iter()
+            .map(|(key, value)| (key.as_bytes(), Raw::from(value.as_ref()))),
+        more: |out: &mut Out| span.events.iter().for_each(|event| out.event(event)),
         status: status_code(span.status.as_ref()),
     }
     .write(out);
@@ -173,7 +205,7 @@ pub(crate) fn free_span(span: &DecodedSpan<'_>, place: &Place, out: &mut Out) {
         start: span.start,
         end: span.end.max(span.start),
         attributes: span.attributes.clone(),
-        more: span.more,
+        more: |out: &mut Out| out.copy(span.more),
         status: span.status,
     }
     .write(out);

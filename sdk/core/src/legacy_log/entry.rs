@@ -157,7 +157,7 @@ pub(crate) fn event_entry<'a>(
     let attributes = event
         .attributes
         .iter()
-        .map(|(k, v)| Attribute::new(*k, v.to_value()))
+        .map(|(k, v)| Attribute::new(k.text(), v.to_value()))
         .collect();
     Entry {
         action: name,
@@ -220,7 +220,7 @@ pub(crate) fn merge(entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
 }
 
 /// The lines from which a span that was not delivered can be made again.
-pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<Entry<'a>> {
+pub(crate) fn span_entries<'a>(vocabulary: &'a Vocabulary, span: &'a Span) -> Vec<Entry<'a>> {
     let entry = |action, time, request_id, suffix| Entry {
         action,
         time,
@@ -243,9 +243,9 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     };
     let phase = vocabulary.phase(origin.phase);
     let mut entries = Vec::with_capacity(3 + origin.seen.len() + span.events.len());
-    let bare = |moment: &'a Moment| {
+    let bare = |moment: &Moment| {
         entry(
-            &*moment.action,
+            &*vocabulary.action(moment.action).name,
             moment.time,
             &*origin.request_id,
             base(Vec::new()),
@@ -278,7 +278,9 @@ pub(crate) fn span_entries<'a>(vocabulary: &Vocabulary, span: &'a Span) -> Vec<E
     }
     let bound = origin.end.as_ref().or(origin.start.as_ref());
     let bounds = |entry: &Entry<'_>| {
-        bound.is_some_and(|b| *b.action == *entry.action && b.time == entry.time)
+        bound.is_some_and(|b| {
+            *vocabulary.action(b.action).name == *entry.action && b.time == entry.time
+        })
     };
     let marked = entries.iter().rposition(bounds);
     if let Some(at) = marked.or(entries.len().checked_sub(1)) {

@@ -4,8 +4,9 @@
 //! actions of Omni Proxy and vLLM and the trace tree over them; another can be
 //! loaded with [`Vocabulary::parse`].
 
-use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
+
+use hashbrown::HashMap;
 
 use crate::span::SpanKind;
 
@@ -35,6 +36,10 @@ pub struct Role {
     /// A client may send the same request id to it again: the time at which a
     /// request enters tells them apart.
     pub timed: bool,
+    /// Its phases that a single process can make, in the order of the file.
+    pub phases: Vec<PhaseId>,
+    /// Those of them that are SERVER or CLIENT spans.
+    pub mains: Vec<PhaseId>,
 }
 
 /// A named moment of a request.
@@ -54,6 +59,8 @@ pub struct Action {
     pub phases: Vec<PhaseId>,
     /// Its time must travel with the request to another process of the node.
     pub carried: bool,
+    /// Nothing that a single process makes shows it.
+    pub offline_only: bool,
 }
 
 /// A named span between two actions.
@@ -69,12 +76,19 @@ pub struct Phase {
     pub start: Vec<ActionId>,
     /// First known of these ends it.
     pub end: Vec<ActionId>,
+    /// `start` and `end` as sets of bits, for look-ups at one blow; none where an
+    /// action is not among the vocabulary's first 64.
+    pub(crate) bits: Option<(u64, u64)>,
     /// Its parent in the tree.
     pub parent: Option<PhaseId>,
     /// A phase whose span links to this one.
     pub linked_from: Option<PhaseId>,
     /// Made by the process that sees its end; otherwise offline only.
     pub live: bool,
+    /// Ancestors in the tree.
+    pub depth: usize,
+    /// Measures that its span carries, as indices into [`Vocabulary::measures`].
+    pub measures: Vec<usize>,
 }
 
 /// Seconds between two actions, kept as an attribute of a phase's span.
@@ -197,12 +211,6 @@ impl Vocabulary {
     /// The phase behind an id of this vocabulary.
     pub fn phase(&self, id: PhaseId) -> &Phase {
         &self.phases[usize::from(id.0)]
-    }
-
-    /// Whether nothing that a single process makes shows this action.
-    pub fn is_offline_only(&self, id: ActionId) -> bool {
-        let action = self.action(id);
-        !action.event && !action.phases.iter().any(|p| self.phase(*p).live)
     }
 
     /// Whether a phase covers its whole role, as a SERVER or CLIENT span does;

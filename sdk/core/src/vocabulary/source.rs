@@ -130,7 +130,7 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
         actions: Vec::new(),
         phases: Vec::new(),
         measures: Vec::new(),
-        by_name: HashMap::new(),
+        by_name: hashbrown::HashMap::default(),
     };
     for role in &file.role {
         let place = format!("role \"{}\"", role.name);
@@ -139,6 +139,8 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
             service: role.service.as_str().into(),
             entry: PhaseId(phases.get(&role.entry, &place)?),
             timed: role.timed,
+            phases: Vec::new(),
+            mains: Vec::new(),
         });
     }
     for action in &file.action {
@@ -168,6 +170,7 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
             event: action.event,
             phases: Vec::new(),
             carried: false,
+            offline_only: false,
         });
     }
     for phase in file.phase {
@@ -182,9 +185,12 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
             kind: phase.kind,
             start: actions.actions(&phase.start, &place)?,
             end: actions.actions(&phase.end, &place)?,
+            bits: None,
             parent: by_name(&phase.parent)?,
             linked_from: by_name(&phase.linked_from)?,
             live: phase.live,
+            depth: 0,
+            measures: Vec::new(),
             name: phase.name.into(),
         });
     }
@@ -198,7 +204,8 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
         });
     }
     index_phases(&mut vocabulary);
-    refuse_cycles(&vocabulary)?;
+    index_roles(&mut vocabulary);
+    measure_depths(&mut vocabulary)?;
     Ok(vocabulary)
 }
 
@@ -226,17 +233,50 @@ fn index_phases(vocabulary: &mut Vocabulary) {
     }
 }
 
-fn refuse_cycles(vocabulary: &Vocabulary) -> Result<(), VocabularyError> {
-    for (id, phase) in vocabulary.phases() {
+/// Fills in what can be known before the first event.
+fn index_roles(vocabulary: &mut Vocabulary) {
+    for (index, phase) in (0u16..).zip(&vocabulary.phases).filter(|(_, p)| p.live) {
+        let role = &mut vocabulary.roles[usize::from(phase.role.0)];
+        role.phases.push(PhaseId(index));
+        if phase.kind != SpanKind::Internal {
+            role.mains.push(PhaseId(index));
+        }
+    }
+    for (index, measure) in vocabulary.measures.iter().enumerate() {
+        let phase = &mut vocabulary.phases[usize::from(measure.span.0)];
+        phase.measures.push(index);
+    }
+    for phase in &mut vocabulary.phases {
+        phase.bits = bits(&phase.start).zip(bits(&phase.end));
+    }
+    let phases = &vocabulary.phases;
+    for action in &mut vocabulary.actions {
+        let live = |p: &PhaseId| phases[usize::from(p.0)].live;
+        action.offline_only = !action.event && !action.phases.iter().any(live);
+    }
+}
+
+/// A set of bits; none for a list that does not fit.
+fn bits(actions: &[ActionId]) -> Option<u64> {
+    actions.iter().try_fold(0, |set, action| {
+        Some(set | 1u64.checked_shl(action.0.into())?)
+    })
+}
+
+/// Refuses a phase that is its own ancestor.
+fn measure_depths(vocabulary: &mut Vocabulary) -> Result<(), VocabularyError> {
+    for index in 0..vocabulary.phases.len() {
+        let phase = &vocabulary.phases[index];
         let mut ancestor = phase.parent;
         let mut steps = 0;
         while let Some(parent) = ancestor {
             steps += 1;
-            if parent == id || steps > vocabulary.phases.len() {
+            if usize::from(parent.0) == index || steps > vocabulary.phases.len() {
                 return Err(VocabularyError::Cycle(phase.name.to_string()));
             }
             ancestor = vocabulary.phase(parent).parent;
         }
+        vocabulary.phases[index].depth = steps;
     }
     Ok(())
 }

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::span::{Moment, SpanEvent, Status};
-use crate::value::{Attribute, Value, set_attribute};
+use crate::value::Value;
 use crate::vocabulary::{PhaseId, Vocabulary};
 
-use super::{Visit, named};
+use super::{Bounds, Made, Seen, Visit};
+use crate::assembler::PhaseValue;
+use crate::assembler::keys::OWN;
 
 /// Attribute that renames the span it lands on.
 const SPAN_NAME: &str = "omnitrace.span.name";
@@ -21,13 +25,15 @@ pub(in crate::assembler) struct Extent {
     incomplete: bool,
 }
 
-/// What a span says besides its times.
-pub(in crate::assembler) struct Contents {
-    pub(in crate::assembler) name: Arc<str>,
+/// A span's attributes; seldom more.
+pub(in crate::assembler) type Attributes<'a> = SmallVec<[(&'a Arc<str>, PhaseValue<'a>); 16]>;
+
+/// What the attributes that were recorded of a span make of it.
+pub(in crate::assembler) struct Recorded<'a> {
+    pub(in crate::assembler) name: &'a Arc<str>,
     pub(in crate::assembler) status: Status,
-    pub(in crate::assembler) attributes: Vec<Attribute>,
-    pub(in crate::assembler) recorded_attributes: usize,
-    pub(in crate::assembler) events: Vec<SpanEvent>,
+    /// How many they are.
+    pub(in crate::assembler) attributes: usize,
 }
 
 impl Visit {
@@ -38,23 +44,19 @@ impl Visit {
         vocabulary: &Vocabulary,
         phase: PhaseId,
         occurrence: u16,
+        Bounds { start, end }: Bounds,
     ) -> Option<Extent> {
-        let definition = vocabulary.phase(phase);
-        let named = |seen| named(vocabulary, seen);
-        let start = self.first(&definition.start, occurrence);
-        let end = self.first(&definition.end, occurrence);
-        let children = || {
-            self.emitted
-                .iter()
-                .filter(|(p, ..)| vocabulary.phase(*p).parent == Some(phase) && occurrence == 0)
-        };
-        if let (Some(start), Some(end)) = (start, end) {
+        let is_child =
+            |m: &&Made| occurrence == 0 && vocabulary.phase(m.phase).parent == Some(phase);
+        let children = || self.made.iter().filter(is_child);
+        let bounds = (start.map(Seen::moment), end.map(Seen::moment));
+        if let (Some(start), Some(end)) = bounds {
             if start.time <= end.time {
                 return Some(Extent {
                     start: start.time,
                     end: end.time,
-                    start_moment: Some(named(start)),
-                    end_moment: Some(named(end)),
+                    start_moment: Some(start),
+                    end_moment: Some(end),
                     seen: Vec::new(),
                     incomplete: false,
                 });
@@ -67,98 +69,108 @@ impl Visit {
             let action = vocabulary.action(m.action);
             !m.foreign && m.occurrence == occurrence && action.span == phase
         });
-        let times: Vec<u64> = children()
-            .flat_map(|(_, _, start, end)| [*start, *end])
-            .chain(own.map(|m| m.time))
-            .chain(start.or(end).map(|m| m.time))
-            .collect();
-        let earliest = start.map(|m| m.time).or(times.iter().copied().min())?;
-        let latest = times.iter().copied().max().unwrap_or(earliest);
+        let times = || {
+            children()
+                .flat_map(|made| [made.start, made.end])
+                .chain(own.clone().map(|m| m.time))
+                .chain(start.or(end).map(|m| m.time))
+        };
+        let earliest = start.map(|m| m.time).or(times().min())?;
+        let latest = times().max().unwrap_or(earliest);
+        let seen = self.moments.iter().filter(|m| m.occurrence == occurrence);
         Some(Extent {
             start: earliest,
             end: latest.max(earliest),
-            start_moment: start.map(named),
-            end_moment: end.map(named),
-            seen: self
-                .moments
-                .iter()
-                .filter(|m| m.occurrence == occurrence)
-                .map(|m| named(*m))
-                .collect(),
+            start_moment: bounds.0,
+            end_moment: bounds.1,
+            seen: seen.map(|m| m.moment()).collect(),
             incomplete: true,
         })
     }
 
-    /// Name, status, attributes and events of a phase's span.
-    pub(in crate::assembler) fn contents(
-        &self,
-        vocabulary: &Vocabulary,
-        request_id: &Arc<str>,
+    /// Attributes of a phase's span, the recorded ones first.
+    pub(in crate::assembler) fn attributes<'a>(
+        &'a self,
+        vocabulary: &'a Vocabulary,
+        request_id: &'a Arc<str>,
         phase: PhaseId,
         occurrence: u16,
         extent: &Extent,
-    ) -> Contents {
+        attributes: &mut Attributes<'a>,
+    ) -> Recorded<'a> {
         let definition = vocabulary.phase(phase);
-        let mut attributes: Vec<Attribute> = self
-            .attributes
-            .iter()
-            .filter(|(p, o, _)| (*p, *o) == (phase, occurrence))
-            .map(|(_, _, attribute)| attribute.clone())
-            .collect();
-        let recorded_attributes = attributes.len();
-        let text = |key: &str| {
-            attributes
-                .iter()
-                .find(|a| &*a.key == key)
-                .and_then(|a| match &a.value {
-                    Value::Str(text) => Some(Arc::clone(text)),
-                    _ => None,
-                })
-        };
-        let name = text(SPAN_NAME).unwrap_or_else(|| Arc::clone(&definition.name));
-        let status = text("error.type").map_or(Status::Unset, |_| Status::Error("".into()));
-        set_attribute(
-            &mut attributes,
-            "gen_ai.request.id",
-            Value::Str(Arc::clone(request_id)),
-        );
-        if vocabulary.is_main(phase) {
-            let role = Arc::clone(&vocabulary.role(definition.role).name);
-            set_attribute(&mut attributes, "omnitrace.role", Value::Str(role));
+        for (of, tried, recorded) in &self.attributes {
+            if (*of, *tried) == (phase, occurrence) {
+                attributes.push((&recorded.key, PhaseValue::Recorded(&recorded.value)));
+            }
         }
-        for measure in vocabulary.measures().iter().filter(|m| m.span == phase) {
+        let mut recorded = Recorded {
+            name: &definition.name,
+            status: Status::Unset,
+            attributes: attributes.len(),
+        };
+        if recorded.attributes > 0 {
+            recorded.name = text(attributes, SPAN_NAME).unwrap_or(recorded.name);
+            if text(attributes, "error.type").is_some() {
+                recorded.status = Status::Error("".into());
+            }
+        }
+        set(attributes, &OWN.request_id, PhaseValue::Text(request_id));
+        if vocabulary.is_main(phase) {
+            let role = &vocabulary.role(definition.role).name;
+            set(attributes, &OWN.role, PhaseValue::Text(role));
+        }
+        for measure in &definition.measures {
+            let measure = &vocabulary.measures()[*measure];
             let start = self.first(&measure.start, occurrence);
             let end = self.first(&measure.end, occurrence);
             if let (Some(start), Some(end)) = (start, end)
                 && let Some(nanos) = end.time.checked_sub(start.time)
             {
-                set_attribute(
-                    &mut attributes,
-                    &measure.attribute,
-                    Value::F64(nanos as f64 / 1e9),
-                );
+                let seconds = PhaseValue::F64(nanos as f64 / 1e9);
+                set(attributes, &measure.attribute, seconds);
             }
         }
         if occurrence > 0 {
-            let count = Value::I64(i64::from(occurrence));
-            set_attribute(&mut attributes, "omnitrace.occurrence", count);
+            let count = PhaseValue::I64(i64::from(occurrence));
+            set(attributes, &OWN.occurrence, count);
         }
         if extent.incomplete {
-            set_attribute(&mut attributes, "omnitrace.incomplete", Value::Bool(true));
+            set(attributes, &OWN.incomplete, PhaseValue::Bool(true));
         }
-        let mut events: Vec<SpanEvent> = self
-            .events
-            .iter()
-            .filter(|e| (e.phase, e.occurrence) == (Some(phase), occurrence))
-            .map(|e| e.event.clone())
-            .collect();
+        recorded
+    }
+
+    /// Events that a phase's span shows, by time.
+    pub(in crate::assembler) fn events(
+        &self,
+        phase: PhaseId,
+        occurrence: u16,
+    ) -> SmallVec<[&SpanEvent; 4]> {
+        if self.events.is_empty() {
+            return SmallVec::new();
+        }
+        let shown = self.events.iter();
+        let shown = shown.filter(|e| (e.phase, e.occurrence) == (Some(phase), occurrence));
+        let mut events: SmallVec<[_; 4]> = shown.map(|e| &e.event).collect();
         events.sort_by_key(|e| e.time);
-        Contents {
-            name,
-            status,
-            attributes,
-            recorded_attributes,
-            events,
-        }
+        events
+    }
+}
+
+/// The value of an attribute that is text.
+fn text<'a>(attributes: &Attributes<'a>, key: &str) -> Option<&'a Arc<str>> {
+    let (_, value) = attributes.iter().find(|(k, _)| ***k == *key)?;
+    match value {
+        PhaseValue::Recorded(Value::Str(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// Sets a key: the last value wins and keeps the first one's place.
+fn set<'a>(attributes: &mut Attributes<'a>, key: &'a Arc<str>, value: PhaseValue<'a>) {
+    match attributes.iter_mut().find(|(k, _)| *k == key) {
+        Some((_, kept)) => *kept = value,
+        None => attributes.push((key, value)),
     }
 }

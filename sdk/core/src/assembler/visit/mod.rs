@@ -2,20 +2,25 @@
 //! can be made of them.
 
 mod contents;
+mod due;
+mod loose;
 
 use std::sync::Arc;
 
 use crate::context::SpanContext;
 use crate::event::{ActionName, Event};
-use crate::id::{PhaseKey, SpanId, TraceId};
+use crate::id::{PhaseKey, TraceId};
 use crate::span::{Moment, Source, SpanEvent};
 use crate::value::Attribute;
-use crate::vocabulary::{ActionId, PhaseId, RoleId, Vocabulary};
+use crate::vocabulary::{ActionId, Phase, PhaseId, Role, RoleId, Vocabulary};
 
-use super::{LooseEvent, Scope};
+use super::keys::Keys;
+pub(super) use contents::Attributes;
 
 /// Most events kept for one visit beyond the vocabulary's own.
 const MAX_EVENTS: usize = 256;
+/// Longest list whose memory another visit takes over.
+const MAX_SPARE_ENTRIES: usize = 32;
 
 pub(super) struct Visit {
     pub(super) role: Option<RoleId>,
@@ -23,9 +28,12 @@ pub(super) struct Visit {
     pub(super) context: Option<SpanContext>,
     /// Main phases that have ended and wait for the round's end.
     pub(super) closing: Vec<(PhaseId, u16)>,
-    /// Phases already made, with their times.
-    pub(super) emitted: Vec<(PhaseId, u16, u64, u64)>,
+    /// Phases already made.
+    made: Vec<Made>,
+    first_made: FirstTries,
+    /// In the order in which they were recorded.
     moments: Vec<Seen>,
+    first_seen: FirstTries,
     attributes: Vec<(PhaseId, u16, Attribute)>,
     events: Vec<Shown>,
     /// Process kinds of this node whose events are recorded here.
@@ -37,9 +45,34 @@ pub(super) struct Visit {
 pub(super) struct Seen {
     action: ActionId,
     occurrence: u16,
-    time: u64,
     /// Recorded by another process, or lent by another visit.
     foreign: bool,
+    time: u64,
+}
+
+impl Seen {
+    fn moment(self) -> Moment {
+        Moment {
+            action: self.action,
+            time: self.time,
+        }
+    }
+}
+
+/// The moments between which a phase is, as far as they are known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    start: Option<Seen>,
+    end: Option<Seen>,
+}
+
+/// A phase whose span was made, with its times.
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    phase: PhaseId,
+    occurrence: u16,
+    start: u64,
+    end: u64,
 }
 
 /// An event to be shown on a phase's span.
@@ -50,23 +83,78 @@ struct Shown {
     event: SpanEvent,
 }
 
+/// Which of the first 64 actions or phases of the vocabulary a list holds with
+/// occurrence 0, so that most look-ups need not go through the list.
+#[derive(Debug, Clone, Copy, Default)]
+struct FirstTries(u64);
+
+impl FirstTries {
+    fn bit(index: u16, occurrence: u16) -> Option<u64> {
+        (index < 64 && occurrence == 0).then(|| 1 << index)
+    }
+
+    fn insert(&mut self, index: u16, occurrence: u16) {
+        self.0 |= Self::bit(index, occurrence).unwrap_or(0);
+    }
+
+    /// None: the list must be asked.
+    fn holds(self, index: u16, occurrence: u16) -> Option<bool> {
+        Some(self.0 & Self::bit(index, occurrence)? != 0)
+    }
+
+    /// Whether the list lacks all of one of these sets.
+    fn lacks(self, bits: Option<(u64, u64)>, occurrence: u16) -> bool {
+        bits.is_some_and(|(a, b)| occurrence == 0 && (self.0 & a == 0 || self.0 & b == 0))
+    }
+}
+
 impl Visit {
-    pub(super) fn new(
+    /// A visit without events, in the memory of one that is over.
+    pub(super) fn enter(
+        spare: Option<Self>,
         role: Option<RoleId>,
-        source: Arc<Source>,
+        source: &Arc<Source>,
         context: Option<SpanContext>,
     ) -> Self {
-        Self {
-            role,
-            source,
-            context,
+        let mut visit = spare.unwrap_or_else(|| Self {
+            role: None,
+            source: Arc::clone(source),
+            context: None,
             closing: Vec::new(),
-            emitted: Vec::new(),
+            made: Vec::new(),
+            first_made: FirstTries::default(),
             moments: Vec::new(),
+            first_seen: FirstTries::default(),
             attributes: Vec::new(),
             events: Vec::new(),
             processes: 0,
+        });
+        if !Arc::ptr_eq(&visit.source, source) {
+            visit.source = Arc::clone(source);
         }
+        (visit.role, visit.context) = (role, context);
+        visit
+    }
+
+    /// Ready to be another one; what it has taken beyond the usual is given back.
+    pub(super) fn emptied(mut self) -> Self {
+        fn empty<T>(list: &mut Vec<T>) {
+            list.clear();
+            list.shrink_to(MAX_SPARE_ENTRIES);
+        }
+        empty(&mut self.closing);
+        empty(&mut self.made);
+        empty(&mut self.moments);
+        empty(&mut self.attributes);
+        empty(&mut self.events);
+        self.first_made = FirstTries::default();
+        self.first_seen = FirstTries::default();
+        self.processes = 0;
+        self
+    }
+
+    pub(super) fn is_on_node_of(&self, source: &Arc<Source>) -> bool {
+        Arc::ptr_eq(&self.source, source) || self.source.node == source.node
     }
 
     pub(super) fn is_called_by(&self, context: SpanContext) -> bool {
@@ -79,17 +167,14 @@ impl Visit {
         self.context.map_or(SpanContext::SAMPLED, |c| c.flags)
     }
 
-    pub(super) fn span_id(
-        &self,
-        vocabulary: &Vocabulary,
+    /// What tells the spans of a role's phases from all others.
+    pub(super) fn key<'a>(
+        &'a self,
         trace_id: TraceId,
-        request_id: &str,
-        phase: PhaseId,
-        occurrence: u16,
-    ) -> SpanId {
-        let phase = vocabulary.phase(phase);
-        let role = vocabulary.role(phase.role);
-        let entered = self.entered_at(vocabulary, phase.role);
+        request_id: &'a str,
+        role: &'a Role,
+        entered: Option<Moment>,
+    ) -> PhaseKey<'a> {
         PhaseKey {
             trace_id,
             request_id,
@@ -97,23 +182,18 @@ impl Visit {
             entered: entered.map_or(0, |moment| moment.time),
             role: &role.name,
             node: &self.source.node,
-            phase: &phase.name,
-            occurrence,
+            phase: "",
+            occurrence: 0,
         }
-        .span_id()
     }
 
     /// When the request entered the role, if span ids depend on it.
-    fn entered_at(&self, vocabulary: &Vocabulary, role: RoleId) -> Option<Seen> {
-        let role = vocabulary.role(role);
+    pub(super) fn entered(&self, vocabulary: &Vocabulary, role: &Role) -> Option<Moment> {
+        if !role.timed {
+            return None;
+        }
         let entry = vocabulary.phase(role.entry);
-        role.timed.then(|| self.first(&entry.start, 0)).flatten()
-    }
-
-    /// The same as a named moment, for a phase of this visit.
-    pub(super) fn entered(&self, vocabulary: &Vocabulary, phase: PhaseId) -> Option<Moment> {
-        let seen = self.entered_at(vocabulary, vocabulary.phase(phase).role)?;
-        Some(named(vocabulary, seen))
+        self.first(&entry.start, 0).map(Seen::moment)
     }
 
     /// Whether this event enters the role anew: the request id has come again.
@@ -128,26 +208,23 @@ impl Visit {
                 .is_some_and(|m| m.time != event.time)
     }
 
-    /// Notes the event and names the phases whose ends may now be known.
-    pub(super) fn record(&mut self, vocabulary: &Vocabulary, event: &Event<'_>) -> Vec<PhaseId> {
-        let attributes = || {
-            event
-                .attributes
-                .iter()
-                .map(|(k, v)| Attribute::new(*k, v.to_value()))
-                .collect()
-        };
+    /// Notes the event.
+    pub(super) fn record(&mut self, vocabulary: &Vocabulary, keys: &mut Keys, event: &Event<'_>) {
+        let attributes = event.attributes.iter().map(|(key, value)| Attribute {
+            key: keys.get(key.text()),
+            value: value.to_value(),
+        });
         let id = match event.action {
             ActionName::Custom(name) => {
                 let phase = self.role.map(|role| vocabulary.role(role).entry);
                 let shown = SpanEvent {
                     time: event.time,
                     name: name.into(),
-                    attributes: attributes(),
+                    attributes: attributes.collect(),
                     dropped_attributes: 0,
                 };
                 self.show(phase, event.occurrence, None, shown);
-                return Vec::new();
+                return;
             }
             ActionName::Known(id) => id,
         };
@@ -159,42 +236,38 @@ impl Visit {
             let shown = SpanEvent {
                 time: event.time,
                 name: Arc::clone(&action.name),
-                attributes: attributes(),
+                attributes: attributes.collect(),
                 dropped_attributes: 0,
             };
             self.show(Some(action.span), event.occurrence, Some(id), shown);
         } else {
-            for attribute in attributes() {
-                let attribute: Attribute = attribute;
-                let same = |(p, o, a): &&mut (PhaseId, u16, Attribute)| {
-                    *p == action.span && *o == event.occurrence && a.key == attribute.key
-                };
-                match self.attributes.iter_mut().find(same) {
-                    Some((_, _, kept)) => kept.value = attribute.value,
-                    None => self
-                        .attributes
-                        .push((action.span, event.occurrence, attribute)),
-                }
-            }
+            attributes.for_each(|a| self.describe(action.span, event.occurrence, a));
         }
-        let known = self
-            .moments
-            .iter_mut()
-            .find(|m| m.action == id && m.occurrence == event.occurrence);
-        match known {
+        match self.position(id, event.occurrence) {
             // Of repeated actions the earliest counts.
-            Some(moment) => {
+            Some(at) => {
+                let moment = &mut self.moments[at];
                 moment.foreign &= event.carried;
                 moment.time = moment.time.min(event.time);
             }
-            None => self.moments.push(Seen {
+            None => self.note_seen(Seen {
                 action: id,
                 occurrence: event.occurrence,
-                time: event.time,
                 foreign: event.carried,
+                time: event.time,
             }),
         }
-        action.phases.clone()
+    }
+
+    /// Sets an attribute of a phase.
+    fn describe(&mut self, phase: PhaseId, occurrence: u16, attribute: Attribute) {
+        let same = |(p, o, a): &&mut (PhaseId, u16, Attribute)| {
+            (*p, *o) == (phase, occurrence) && a.key == attribute.key
+        };
+        match self.attributes.iter_mut().find(same) {
+            Some((_, _, kept)) => kept.value = attribute.value,
+            None => self.attributes.push((phase, occurrence, attribute)),
+        }
     }
 
     fn show(
@@ -223,214 +296,66 @@ impl Visit {
         }
     }
 
-    /// When an action of this visit happened, if it did.
-    pub(super) fn moment(&self, action: ActionId, occurrence: u16) -> Option<Seen> {
+    fn position(&self, action: ActionId, occurrence: u16) -> Option<usize> {
+        if self.first_seen.holds(action.0, occurrence) == Some(false) {
+            return None;
+        }
         self.moments
             .iter()
-            .find(|m| m.action == action && m.occurrence == occurrence)
-            .copied()
+            .position(|m| (m.action, m.occurrence) == (action, occurrence))
     }
 
-    /// Makes another visit's moment known here.
-    pub(super) fn lend(&mut self, moment: Seen) {
-        self.moments.push(Seen {
-            foreign: true,
-            ..moment
-        });
+    /// When an action of this visit happened, if it did.
+    pub(super) fn moment(&self, action: ActionId, occurrence: u16) -> Option<Seen> {
+        self.position(action, occurrence).map(|at| self.moments[at])
     }
 
     fn first(&self, actions: &[ActionId], occurrence: u16) -> Option<Seen> {
         actions.iter().find_map(|a| self.moment(*a, occurrence))
     }
 
-    fn is_emitted(&self, phase: PhaseId, occurrence: u16) -> bool {
-        self.emitted
-            .iter()
-            .any(|(p, o, ..)| (*p, *o) == (phase, occurrence))
-    }
-
-    /// Whether this phase can be made now, and is this process's to make.
-    pub(super) fn is_due(
-        &self,
-        vocabulary: &Vocabulary,
-        scope: Scope,
-        phase: PhaseId,
-        occurrence: u16,
-    ) -> bool {
-        let definition = vocabulary.phase(phase);
-        if !definition.live || self.role != Some(definition.role) {
-            return false;
-        }
-        if self.is_emitted(phase, occurrence) {
-            return false;
-        }
-        let start = self.first(&definition.start, occurrence);
-        let end = self.first(&definition.end, occurrence);
-        match (start, end) {
-            (Some(_), Some(end)) => scope == Scope::Whole || !end.foreign,
-            _ => false,
+    /// From where to where a phase goes, as far as it is known.
+    pub(super) fn bounds(&self, phase: &Phase, occurrence: u16) -> Bounds {
+        Bounds {
+            start: self.first(&phase.start, occurrence),
+            end: self.first(&phase.end, occurrence),
         }
     }
 
-    /// Every phase that [`Self::is_due`], in the vocabulary's order.
-    pub(super) fn due(&self, vocabulary: &Vocabulary, scope: Scope) -> Vec<(PhaseId, u16)> {
-        let mut tries: Vec<u16> = self.moments.iter().map(|m| m.occurrence).collect();
-        tries.sort_unstable();
-        tries.dedup();
-        let phases = vocabulary
-            .phases()
-            .flat_map(|(id, _)| tries.iter().map(move |o| (id, *o)));
-        phases
-            .filter(|(id, o)| self.is_due(vocabulary, scope, *id, *o))
-            .collect()
+    fn note_seen(&mut self, moment: Seen) {
+        self.first_seen.insert(moment.action.0, moment.occurrence);
+        self.moments.push(moment);
     }
 
-    /// Whether a SERVER or CLIENT span of this process is still to come.
-    pub(super) fn has_open_main(&self, vocabulary: &Vocabulary, scope: Scope) -> bool {
-        !self.incomplete_mains(vocabulary, scope).is_empty()
+    /// Makes another visit's moment known here.
+    pub(super) fn lend(&mut self, moment: Seen) {
+        self.note_seen(Seen {
+            foreign: true,
+            ..moment
+        });
     }
 
-    fn incomplete_mains(&self, vocabulary: &Vocabulary, scope: Scope) -> Vec<(PhaseId, u16)> {
-        let mut open = Vec::new();
-        for (id, phase) in vocabulary.phases() {
-            if self.role != Some(phase.role) || !vocabulary.is_main(id) || !phase.live {
-                continue;
-            }
-            for moment in self
-                .moments
-                .iter()
-                .filter(|m| !m.foreign || scope == Scope::Whole)
-            {
-                let touches =
-                    phase.start.contains(&moment.action) || phase.end.contains(&moment.action);
-                // The end of the request may stand in for a phase's end, but
-                // does not make one.
-                let own = vocabulary.action(moment.action).span == id;
-                let key = (id, moment.occurrence);
-                let done = self.is_emitted(id, moment.occurrence) || open.contains(&key);
-                if touches && own && !done && self.ends_here(vocabulary, scope, id) {
-                    open.push(key);
-                }
-            }
-        }
-        open
-    }
-
-    fn ends_here(&self, vocabulary: &Vocabulary, scope: Scope, phase: PhaseId) -> bool {
-        scope == Scope::Whole
-            || vocabulary
-                .phase(phase)
-                .end
-                .iter()
-                .any(|end| self.processes & 1 << vocabulary.action(*end).process.min(63) != 0)
-    }
-
-    /// What is left to show when nothing more will come: open SERVER and CLIENT
-    /// spans, and parents of spans already made; children before parents.
-    pub(super) fn incomplete(&self, vocabulary: &Vocabulary, scope: Scope) -> Vec<(PhaseId, u16)> {
-        let mut missing = self.incomplete_mains(vocabulary, scope);
-        let mut wanted: Vec<PhaseId> = self.emitted.iter().map(|(p, ..)| *p).collect();
-        wanted.extend(missing.iter().map(|(p, _)| *p));
-        while let Some(phase) = wanted.pop() {
-            let definition = vocabulary.phase(phase);
-            let Some(parent) = definition.parent else {
-                continue;
-            };
-            if vocabulary.phase(parent).role != definition.role
-                || self.is_emitted(parent, 0)
-                || missing.contains(&(parent, 0))
-                || !self.ends_here(vocabulary, scope, parent)
-            {
-                continue;
-            }
-            missing.push((parent, 0));
-            wanted.push(parent);
-        }
-        let depth = |phase: PhaseId| {
-            std::iter::successors(Some(phase), |p| vocabulary.phase(*p).parent).count()
-        };
-        missing.sort_by_key(|(phase, _)| std::cmp::Reverse(depth(*phase)));
-        missing
-    }
-
-    /// An event that will be part of no span here, as it happens.
-    pub(super) fn loose_event(
-        &self,
-        vocabulary: &Vocabulary,
-        request_id: &Arc<str>,
-        id: ActionId,
-        event: &Event<'_>,
-    ) -> LooseEvent {
-        LooseEvent {
-            request_id: Arc::clone(request_id),
-            action: Arc::clone(&vocabulary.action(id).name),
-            time: event.time,
-            occurrence: event.occurrence,
-            context: self.context,
-            attributes: event
-                .attributes
-                .iter()
-                .map(|(key, value)| Attribute::new(*key, value.to_value()))
-                .collect(),
-            source: Arc::clone(&self.source),
-        }
-    }
-
-    /// What was recorded here, is part of no span, and has not been said yet.
-    pub(super) fn loose(
-        &mut self,
-        vocabulary: &Vocabulary,
-        request_id: &Arc<str>,
-        out: &mut Vec<LooseEvent>,
-    ) {
-        let event = |action: Arc<str>, time, occurrence, attributes| LooseEvent {
-            request_id: Arc::clone(request_id),
-            action,
-            time,
+    /// Notes that the span of a phase was made, or would have been if sampled.
+    pub(super) fn note_made(&mut self, phase: PhaseId, occurrence: u16, start: u64, end: u64) {
+        self.first_made.insert(phase.0, occurrence);
+        self.made.push(Made {
+            phase,
             occurrence,
-            context: self.context,
-            attributes,
-            source: Arc::clone(&self.source),
-        };
-        for moment in self.moments.iter().filter(|m| !m.foreign) {
-            let action = vocabulary.action(moment.action);
-            let shown = action
-                .phases
-                .iter()
-                .any(|p| self.is_emitted(*p, moment.occurrence));
-            if shown || action.event || vocabulary.is_offline_only(moment.action) {
-                continue;
-            }
-            let attributes = self
-                .attributes
-                .iter()
-                .filter(|(p, o, _)| (*p, *o) == (action.span, moment.occurrence))
-                .map(|(_, _, a)| a.clone())
-                .collect();
-            out.push(event(
-                Arc::clone(&action.name),
-                moment.time,
-                moment.occurrence,
-                attributes,
-            ));
-        }
-        for shown in &mut self.events {
-            if !shown.phase.is_some_and(|p| {
-                self.emitted
-                    .iter()
-                    .any(|(e, o, ..)| (*e, *o) == (p, shown.occurrence))
-            }) {
-                let attributes = std::mem::take(&mut shown.event.attributes);
-                let name = Arc::clone(&shown.event.name);
-                out.push(event(name, shown.event.time, shown.occurrence, attributes));
-            }
-        }
+            start,
+            end,
+        });
     }
-}
 
-fn named(vocabulary: &Vocabulary, seen: Seen) -> Moment {
-    Moment {
-        action: Arc::clone(&vocabulary.action(seen.action).name),
-        time: seen.time,
+    pub(super) fn has_made_spans(&self) -> bool {
+        !self.made.is_empty()
+    }
+
+    fn is_made(&self, phase: PhaseId, occurrence: u16) -> bool {
+        self.first_made
+            .holds(phase.0, occurrence)
+            .unwrap_or_else(|| {
+                let same = |m: &Made| (m.phase, m.occurrence) == (phase, occurrence);
+                self.made.iter().any(same)
+            })
     }
 }
