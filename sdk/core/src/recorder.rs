@@ -4,28 +4,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::carry::{self, Carried, Carry};
+use crate::config::Config;
 use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan};
 use crate::id::{TraceId, canonical_request_id};
+use crate::propagation::Propagators;
 use crate::queue::{ActionRecord, Bind, Queue, kept_id};
+use crate::sampler::Sampler;
 use crate::vocabulary::Vocabulary;
 
 /// Takes records from any thread; waits for nobody.
 pub struct Recorder {
     vocabulary: Arc<Vocabulary>,
+    propagators: Propagators,
+    sampler: Sampler,
     pub(crate) queue: Queue,
     carry: Carry,
     lost_spans: AtomicU64,
 }
 
 impl Recorder {
-    pub(crate) fn new(vocabulary: Arc<Vocabulary>, queue: Queue) -> Self {
+    pub(crate) fn new(config: &Config, queue: Queue) -> Self {
         Self {
-            vocabulary,
+            vocabulary: Arc::clone(&config.vocabulary),
+            propagators: config.propagators.clone(),
+            sampler: config.sampler,
             queue,
             carry: Carry::default(),
             lost_spans: AtomicU64::new(0),
         }
+    }
+
+    /// The formats in which context comes and goes.
+    pub fn propagators(&self) -> &Propagators {
+        &self.propagators
+    }
+
+    /// What decides whether a trace is recorded.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
     }
 
     /// Records a moment of a request. False: the queue was full; it is counted.
@@ -63,13 +80,14 @@ impl Recorder {
         get: impl Fn(&str) -> Option<&'a str>,
         request_id: Option<&str>,
     ) -> Option<SpanContext> {
-        let context = get(carry::TRACEPARENT).and_then(|v| SpanContext::parse(v.as_bytes()));
+        let propagated = self.propagators.extract(&get);
+        let context = propagated.decided(&self.sampler);
         let Some(request_id) = request_id.map(kept_id) else {
             return context;
         };
         let canonical = get(carry::REQUEST_ID).map_or(request_id, kept_id);
         let canonical = canonical_request_id(canonical);
-        self.carry.bind(request_id, canonical, context);
+        self.carry.bind(request_id, canonical, context, &propagated);
         self.queue.push(&Bind {
             request_id,
             canonical,
@@ -106,9 +124,8 @@ impl Recorder {
         };
         set(carry::REQUEST_ID, canonical);
         let Some(carried) = &carried else { return };
-        if let Some(context) = carried.context {
-            set(carry::TRACEPARENT, &context.traceparent());
-        }
+        let propagated = carried.passing.with(carried.context);
+        self.propagators.inject(&propagated, &mut set);
         if !carried.starts.is_empty() {
             set(carry::STARTS, &carry::write_starts(&carried.starts));
         }
