@@ -9,15 +9,16 @@ use std::ptr;
 
 use nginx_sys::{ngx_http_request_t, ngx_pool_cleanup_add};
 use ngx::http::HttpModule;
-use omnitrace::SpanContext;
 use omnitrace::id::{SpanId, TraceId, canonical_request_id};
+use omnitrace::propagation::Propagated;
+use omnitrace::{Sampler, SpanContext};
 
 use crate::HttpOmnitraceModule;
 use crate::actions::{self, Try};
 use crate::clock;
 use crate::conf::location::{LocationConfig, Trace};
 use crate::guard::guard;
-use crate::headers::{self, TRACEPARENT, X_REQUEST_ID};
+use crate::headers::{self, HeaderName, X_REQUEST_ID};
 use crate::recorder::Recorder;
 use crate::request::{OutOfMemory, Request, borrow};
 use crate::request_id;
@@ -31,8 +32,10 @@ pub(crate) struct RequestContext<'r> {
     pub(crate) request_id: &'r str,
     /// The trace that the request belongs to.
     pub(crate) trace_id: TraceId,
-    /// The caller's span, where a valid `traceparent` came.
+    /// The caller's span, where a valid context came, with the decision that counts here.
     pub(crate) remote: Option<SpanContext>,
+    /// The caller wants the trace whatever a sampler says (B3).
+    pub(crate) debug: bool,
     /// When it arrived, in nanoseconds since 1970.
     pub(crate) arrived: u64,
     /// The location that the client's URI chose, before any internal redirect.
@@ -110,32 +113,37 @@ impl<'r> RequestContext<'r> {
     /// arrival.
     fn create(request: Request<'r>, conf: &LocationConfig) -> Result<&'r Self, OutOfMemory> {
         let arrived = clock::arrival(&request);
-        let remote = if conf.context().extract {
-            named_by_header(request)
-        } else {
-            None
+        let recorder = Recorder::get();
+        let sampler = recorder.map_or_else(Sampler::default, |recorder| *recorder.sampler());
+        let sent = match recorder {
+            Some(recorder) if conf.context().extract => named_by_header(request, recorder),
+            _ => Propagated::default(),
         };
+        let (remote, debug) = (sent.decided(&sampler), sent.debug);
 
-        let sent = headers::find(request, &X_REQUEST_ID)
+        let sent_id = headers::find(request, &X_REQUEST_ID)
             .map(|header| header.value.as_bytes())
             .find(|id| !id.is_empty());
-        let request_id = match sent {
+        let request_id = match sent_id {
             Some(id) => request_id::read(request, id),
             None => request.keep(&request_id::generate())?,
         };
-        let header_made = sent.is_none() && conf.request_id();
+        let header_made = sent_id.is_none() && conf.request_id();
         if header_made {
             headers::set(request, &X_REQUEST_ID, borrow(request_id))?;
         }
 
+        let trace_id = remote.map_or_else(
+            || TraceId::of_request(canonical_request_id(request_id)),
+            |remote| remote.trace_id,
+        );
+        let flags = remote.map_or_else(|| sampler.flags(None, trace_id), |remote| remote.flags);
         let context = store(
             request,
             Self {
-                trace_id: remote.map_or_else(
-                    || TraceId::of_request(canonical_request_id(request_id)),
-                    |remote| remote.trace_id,
-                ),
-                sampled: Cell::new(remote.is_none_or(|remote| remote.is_sampled())),
+                trace_id,
+                debug,
+                sampled: Cell::new(flags & SpanContext::SAMPLED != 0),
                 route: request.location(),
                 request_id,
                 remote,
@@ -154,7 +162,7 @@ impl<'r> RequestContext<'r> {
             let on = matches!(request.evaluate(value), Some(b"on" | b"1"));
             context.sampled.set(context.sampled.get() && on);
         }
-        if let Some(recorder) = Recorder::get().filter(|_| context.sampled.get()) {
+        if let Some(recorder) = recorder.filter(|_| context.sampled.get()) {
             if header_made {
                 recorder.action(context, actions::START_TO_SCHEDULE, arrived, 0, &[]);
             }
@@ -241,14 +249,16 @@ impl Hop {
     }
 }
 
-/// The span that a request's header names: exactly one valid `traceparent` (W3C Trace Context,
-/// section 3.2).
-pub(crate) fn named_by_header(request: Request<'_>) -> Option<SpanContext> {
-    let mut sent = headers::find(request, &TRACEPARENT);
-    match (sent.next(), sent.next()) {
-        (Some(header), None) => SpanContext::parse(header.value.as_bytes()),
-        _ => None,
-    }
+/// The span that a request's headers name. A header that comes more than once names none (W3C
+/// Trace Context, section 3.2).
+pub(crate) fn named_by_header<'r>(request: Request<'r>, recorder: &Recorder) -> Propagated<'r> {
+    recorder.propagators().extract(|name| {
+        let mut sent = headers::find(request, HeaderName::of_context(name)?);
+        match (sent.next(), sent.next()) {
+            (Some(header), None) => std::str::from_utf8(header.value.as_bytes()).ok(),
+            _ => None,
+        }
+    })
 }
 
 /// Puts a context where [`RequestContext::of`] finds it, until the end of the request.

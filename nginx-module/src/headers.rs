@@ -17,11 +17,30 @@ pub(crate) struct HeaderName {
     hash: ngx_uint_t,
 }
 
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::new("traceparent", "traceparent");
-pub(crate) const TRACESTATE: HeaderName = HeaderName::new("tracestate", "tracestate");
+/// The headers that context may come and go in.
+static CONTEXT: [HeaderName; 8] = [
+    HeaderName::same("traceparent"),
+    HeaderName::same("tracestate"),
+    HeaderName::same("baggage"),
+    HeaderName::same("b3"),
+    HeaderName::new("X-B3-TraceId", "x-b3-traceid"),
+    HeaderName::new("X-B3-SpanId", "x-b3-spanid"),
+    HeaderName::new("X-B3-Sampled", "x-b3-sampled"),
+    HeaderName::new("X-B3-Flags", "x-b3-flags"),
+];
+
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::new("X-Request-Id", "x-request-id");
 
 impl HeaderName {
+    /// The header of that name in lower case, of those that context may come and go in.
+    pub(crate) fn of_context(lowcase: &str) -> Option<&'static Self> {
+        CONTEXT.iter().find(|header| header.lowcase == lowcase)
+    }
+
+    const fn same(name: &'static str) -> Self {
+        Self::new(name, name)
+    }
+
     const fn new(key: &'static str, lowcase: &'static str) -> Self {
         // ngx_hash_key, at compile time.
         let mut hash: ngx_uint_t = 0;

@@ -112,7 +112,8 @@ fn log(level: Level, message: &str) {
     let log = unsafe { (*ptr::addr_of!(ngx_cycle).read_volatile()).log };
     match level {
         Level::ERROR => error!(log, "omnitrace: {message}"),
-        _ => warn!(log, "omnitrace: {message}"),
+        Level::WARN => warn!(log, "omnitrace: {message}"),
+        _ => notice!(log, "omnitrace: {message}"),
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use omnitrace::id::{PhaseKey, SpanId, canonical_request_id};
 use omnitrace::pipeline::StartError;
-use omnitrace::{Action, Config, KeyRef, Pipeline, Stats, ValueRef};
+use omnitrace::propagation::Propagators;
+use omnitrace::{Action, Config, KeyRef, Pipeline, Sampler, Stats, ValueRef};
 
 use crate::context::RequestContext;
 
@@ -51,6 +52,16 @@ impl Recorder {
         // SAFETY: `start` made it with Box, and the swap took it out of everyone's reach.
         let recorder = unsafe { Box::from_raw(recorder) };
         Some(recorder.pipeline.shutdown(limit))
+    }
+
+    /// The formats in which context comes and goes.
+    pub(crate) fn propagators(&self) -> &Propagators {
+        self.pipeline.recorder().propagators()
+    }
+
+    /// What decides whether a trace is recorded.
+    pub(crate) fn sampler(&self) -> &Sampler {
+        self.pipeline.recorder().sampler()
     }
 
     /// Records an action of a request at a time in nanoseconds since 1970.

@@ -6,11 +6,12 @@
 use nginx_sys::{ngx_http_request_t, ngx_int_t};
 use ngx::core::Status;
 use omnitrace::SpanContext;
+use omnitrace::propagation::Propagated;
 
 use crate::conf::location::{LocationConfig, Trace};
 use crate::context::{Hop, RequestContext};
 use crate::guard::guard;
-use crate::headers::{self, TRACEPARENT, TRACESTATE};
+use crate::headers::{self, HeaderName};
 use crate::recorder::Recorder;
 use crate::request::{OutOfMemory, Request};
 
@@ -44,7 +45,7 @@ fn enter(request: Request<'_>) {
     context.set_hop(hop);
 }
 
-/// Writes the `traceparent` that announces this request's first try to the upstream.
+/// Writes the headers that announce this request's first try to the upstream.
 fn announce(
     request: Request<'_>,
     recorder: &Recorder,
@@ -66,10 +67,6 @@ fn announce(
     if let Some((other, number)) = hop.announced.take() {
         context.give_back(other, number);
     }
-    if context.remote.is_none() {
-        // State of a trace that is not continued here (W3C Trace Context, section 3.3).
-        headers::remove(request, &TRACESTATE)?;
-    }
     let parent = match context.remote {
         // There will be no span here to be a parent.
         Some(remote) if !context.sampled.get() => remote.span_id,
@@ -79,14 +76,31 @@ fn announce(
             context.try_span(recorder, kind, number)
         }
     };
-    let value = SpanContext {
-        trace_id: context.trace_id,
-        span_id: parent,
-        flags: context.flags(),
+    let announced = Propagated {
+        context: Some(SpanContext {
+            trace_id: context.trace_id,
+            span_id: parent,
+            flags: context.flags(),
+        }),
+        debug: context.debug,
+        ..Propagated::default()
     };
-    headers::set(
-        request,
-        &TRACEPARENT,
-        request.copy(value.traceparent().as_bytes())?,
-    )
+    let mut written = Vec::with_capacity(4);
+    recorder.propagators().inject(&announced, |name, value| {
+        written.push((name, request.copy(value.as_bytes())));
+    });
+    for &name in recorder.propagators().fields() {
+        // What the caller passes on goes on, but for the state of a trace that is not continued
+        // here (W3C Trace Context, section 3.3).
+        let passes = name == "baggage" || name == "tracestate" && context.remote.is_some();
+        let Some(header) = HeaderName::of_context(name).filter(|_| !passes) else {
+            continue;
+        };
+        match written.iter().position(|(known, _)| *known == name) {
+            Some(at) => headers::set(request, header, written.swap_remove(at).1?)?,
+            // Another spelling of the caller's own span.
+            None => headers::remove(request, header)?,
+        }
+    }
+    Ok(())
 }

@@ -6,11 +6,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::attributes::text;
-use crate::context::{SpanContext, current};
-use crate::process::with_recorder;
+use omnitrace::propagation::Propagated;
 
-/// Keys that a carrier may hold for us.
-const KEYS: [&str; 3] = ["traceparent", "omnitrace-request-id", "omnitrace-starts"];
+use crate::context::{SpanContext, current};
+use crate::process::{with_propagators, with_recorder};
+
+/// Keys that a carrier may hold for us beside those of the formats in use.
+const OWN_KEYS: [&str; 2] = ["omnitrace-request-id", "omnitrace-starts"];
 
 /// Reads the context that came with a call.
 #[pyfunction]
@@ -19,33 +21,33 @@ pub(crate) fn extract(
     carrier: &Bound<'_, PyAny>,
     request_id: Option<&Bound<'_, PyAny>>,
 ) -> Option<SpanContext> {
-    let found = read(carrier);
+    let mut keys = with_propagators(|propagators| propagators.fields().to_vec());
+    keys.extend(OWN_KEYS);
+    let found = read(carrier, &keys);
     let request_id = request_id.filter(|id| !id.is_none()).map(text);
     let get = |key: &str| found.get(key).map(String::as_str);
     with_recorder(|recorder| Some(recorder.extract(get, request_id.as_deref())))
         // Where nothing is recorded the caller's context still passes through.
-        .unwrap_or_else(|| {
-            get("traceparent").and_then(|v| omnitrace::SpanContext::parse(v.as_bytes()))
-        })
+        .unwrap_or_else(|| with_propagators(|propagators| propagators.extract(get).context))
         .map(SpanContext)
 }
 
 /// Our keys in the carrier; a plain dict may spell them in any case.
-fn read(carrier: &Bound<'_, PyAny>) -> HashMap<&'static str, String> {
+fn read(carrier: &Bound<'_, PyAny>, keys: &[&'static str]) -> HashMap<&'static str, String> {
     let mut found = HashMap::new();
     if let Ok(dict) = carrier.cast::<PyDict>() {
         // All of it first: making text of a key may run code that changes it.
         let pairs: Vec<_> = dict.iter().collect();
         for (key, value) in &pairs {
             let key = text(key);
-            let known = KEYS.into_iter().find(|k| key.eq_ignore_ascii_case(k));
-            if let (Some(known), Ok(value)) = (known, value.cast::<PyString>()) {
+            let known = keys.iter().find(|k| key.eq_ignore_ascii_case(k));
+            if let (Some(&known), Ok(value)) = (known, value.cast::<PyString>()) {
                 found.insert(known, value.to_string_lossy().into_owned());
             }
         }
         return found;
     }
-    for key in KEYS {
+    for &key in keys {
         let Ok(value) = carrier.call_method1("get", (key,)) else {
             continue;
         };
@@ -64,22 +66,29 @@ pub(crate) fn inject(
     carrier: &Bound<'_, PyAny>,
     request_id: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let Some(request_id) = request_id.filter(|id| !id.is_none()) else {
-        return match current(py) {
-            Some(context) => carrier.set_item("traceparent", context.0.traceparent()),
-            None => Ok(()),
-        };
-    };
-    let request_id = text(request_id);
     let mut failed = Ok(());
-    with_recorder(|recorder| {
-        recorder.inject_request(&request_id, |key, value| {
-            if failed.is_ok() {
-                failed = carrier.set_item(key, value);
+    let set = |key: &'static str, value: &str| {
+        if failed.is_ok() {
+            failed = carrier.set_item(key, value);
+        }
+    };
+    match request_id.filter(|id| !id.is_none()).map(text) {
+        Some(request_id) => {
+            with_recorder(|recorder| {
+                recorder.inject_request(&request_id, set);
+                Some(())
+            });
+        }
+        None => {
+            if let Some(SpanContext(context)) = current(py) {
+                let propagated = Propagated {
+                    context: Some(context),
+                    ..Propagated::default()
+                };
+                with_propagators(|propagators| propagators.inject(&propagated, set));
             }
-        });
-        Some(())
-    });
+        }
+    }
     // A carrier that cannot be written to is a mistake in the calling code.
     failed
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use omnitrace::Config;
+use omnitrace::config::variable;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
@@ -12,7 +13,7 @@ use crate::attributes::text;
 use crate::process;
 
 /// Keyword of `init` → the variable that it stands in for.
-const OVERRIDES: [(&str, &str); 14] = [
+const OVERRIDES: [(&str, &str); 32] = [
     ("service_name", "OTEL_SERVICE_NAME"),
     ("role", "ROLE"),
     ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -20,16 +21,46 @@ const OVERRIDES: [(&str, &str); 14] = [
     ("protocol", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     ("headers", "OTEL_EXPORTER_OTLP_HEADERS"),
     ("compression", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+    ("timeout", "OTEL_EXPORTER_OTLP_TIMEOUT"),
+    ("insecure", "OTEL_EXPORTER_OTLP_INSECURE"),
+    ("certificate", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    (
+        "client_certificate",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    ),
+    ("client_key", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
     ("exporter", "OTEL_TRACES_EXPORTER"),
+    ("sampler", "OTEL_TRACES_SAMPLER"),
+    ("sampler_arg", "OTEL_TRACES_SAMPLER_ARG"),
+    ("propagators", "OTEL_PROPAGATORS"),
     ("resource_attributes", "OTEL_RESOURCE_ATTRIBUTES"),
-    ("legacy_log", "OMNITRACE_LEGACY_LOG"),
-    ("legacy_log_directory", "TRACE_OUTPUT_DIRECTORY"),
+    ("attribute_count_limit", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
+    (
+        "attribute_value_length_limit",
+        "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    ),
+    ("event_count_limit", "OTEL_SPAN_EVENT_COUNT_LIMIT"),
+    ("link_count_limit", "OTEL_SPAN_LINK_COUNT_LIMIT"),
+    (
+        "event_attribute_count_limit",
+        "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    ),
+    (
+        "link_attribute_count_limit",
+        "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+    ),
     ("schedule_delay", "OTEL_BSP_SCHEDULE_DELAY"),
     ("export_timeout", "OTEL_BSP_EXPORT_TIMEOUT"),
+    ("max_export_batch_size", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
+    ("max_queue_size", "OTEL_BSP_MAX_QUEUE_SIZE"),
+    ("memory_limit_mib", "OMNITRACE_MEMORY_LIMIT_MIB"),
+    ("legacy_log", "OMNITRACE_LEGACY_LOG"),
+    ("legacy_log_directory", "TRACE_OUTPUT_DIRECTORY"),
+    ("log_level", "OTEL_LOG_LEVEL"),
     ("disabled", "OTEL_SDK_DISABLED"),
 ];
 /// Of these, the ones given in seconds that the variable takes in milliseconds.
-const SECONDS: [&str; 2] = ["schedule_delay", "export_timeout"];
+const SECONDS: [&str; 3] = ["timeout", "schedule_delay", "export_timeout"];
 
 /// Sets this process up; what is not given comes from the environment.
 #[pyfunction]
@@ -56,35 +87,44 @@ pub(crate) fn init(py: Python<'_>, overrides: Option<&Bound<'_, PyDict>>) -> PyR
         match given.get(name) {
             Some(value) => Some(value.clone()),
             None if given.contains_key(general.as_str()) => None,
-            None => std::env::var(name).ok(),
+            None => variable(name),
         }
     });
     // A wrong argument is a mistake in the calling code; a wrong variable is not.
-    for (name, variable) in OVERRIDES
-        .iter()
-        .filter(|(_, variable)| given.contains_key(variable))
-    {
-        let ours = |warning: &str| {
+    let ours = |warning: &&String| {
+        given.keys().any(|variable| {
             let rest = warning.strip_prefix(variable);
-            rest.is_some_and(|rest| rest.starts_with(['=', ':', ' ']))
-                || variable.ends_with("ENDPOINT") && warning.starts_with("OTLP endpoint")
-        };
-        if let Some(warning) = warnings.iter().find(|w| ours(w)) {
-            // What is used instead does not matter: nothing is.
-            let mistake = warning
-                .rsplit_once(": ")
-                .map_or(warning.as_str(), |(m, _)| m);
-            let mistake = mistake
-                .replacen(variable, name, 1)
-                .replacen("OTLP endpoint", name, 1);
-            return Err(PyValueError::new_err(format!("init(): {mistake}")));
-        }
+            rest.is_some_and(|rest| rest.starts_with(['=', ':']))
+        })
+    };
+    if let Some(warning) = warnings.iter().find(ours) {
+        // What is used instead does not matter: nothing is.
+        let mistake = warning.rsplit_once(": ").map_or(&**warning, |(m, _)| m);
+        return Err(PyValueError::new_err(format!(
+            "init(): {}",
+            by_keyword(mistake)
+        )));
     }
     process::configure(py, config);
     warnings
         .iter()
         .for_each(|w| tracing::warn!(target: "omnitrace", "{w}"));
     Ok(())
+}
+
+/// A message with each variable named as `init` names it.
+fn by_keyword(message: &str) -> String {
+    let mut names = OVERRIDES;
+    // Some begin with the whole name of another.
+    names.sort_by_key(|(_, variable)| std::cmp::Reverse(variable.len()));
+    let message = message.to_owned();
+    names.iter().fold(message, |message, (keyword, variable)| {
+        // `ROLE` alone is part of other words.
+        match *variable {
+            "ROLE" => message,
+            _ => message.replace(variable, keyword),
+        }
+    })
 }
 
 fn override_text(key: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use omnitrace::propagation::Propagators;
 use omnitrace::{Config, Pipeline, Recorder, Stats};
 use pyo3::prelude::*;
 
@@ -58,6 +59,20 @@ pub(crate) fn with_recorder<T>(f: impl FnOnce(&Recorder) -> Option<T>) -> Option
         return None;
     }
     start().and_then(|recorder| f(&recorder))
+}
+
+/// The formats in which context comes and goes, also where nothing is recorded.
+pub(crate) fn with_propagators<T>(f: impl FnOnce(&Propagators) -> T) -> T {
+    if let Some(recorder) = &*RECORDER.load() {
+        return f(recorder.propagators());
+    }
+    if MODE.load(Ordering::Relaxed) == ON
+        && let Some(recorder) = start()
+    {
+        return f(recorder.propagators());
+    }
+    let config = state().config.as_ref().map(|c| c.propagators.clone());
+    f(&config.unwrap_or_default())
 }
 
 /// Whether recording is switched off in this process.
@@ -186,10 +201,11 @@ fn log_to_python(level: tracing::Level, message: &str) {
         let logger = py
             .import("logging")?
             .call_method1("getLogger", ("omnitrace",))?;
-        let method = if level == tracing::Level::ERROR {
-            "error"
-        } else {
-            "warning"
+        let method = match level {
+            tracing::Level::ERROR => "error",
+            tracing::Level::WARN => "warning",
+            tracing::Level::INFO => "info",
+            _ => "debug",
         };
         logger.call_method1(method, ("%s", message)).map(|_| ())
     });

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,6 +61,10 @@ class Collector:
     def endpoint(self, protocol: str = "http/protobuf") -> str:
         return f"http://127.0.0.1:{self.grpc if protocol == 'grpc' else self.http}"
 
+    def config(self) -> str:
+        """What the OpenTelemetry Collector is to do."""
+        return CONFIG.format(grpc=self.grpc, http=self.http, onward=self.onward)
+
     def start(self) -> None:
         with (self.folder / "collector.out").open("ab") as output:
             self.process = subprocess.Popen(
@@ -70,9 +73,9 @@ class Collector:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                urllib.request.urlopen(f"{self.endpoint()}/v1/traces", timeout=2)
-            except urllib.error.HTTPError:
-                return  # it wants a POST: it is there
+                socket.create_connection(("127.0.0.1", self.http), timeout=2).close()
+                socket.create_connection(("127.0.0.1", self.grpc), timeout=2).close()
+                return
             except OSError:
                 time.sleep(0.1)
         pytest.fail("the collector does not start: " + (self.folder / "collector.out").read_text())
@@ -80,7 +83,7 @@ class Collector:
     def _arguments(self) -> list[str]:
         if OTELCOL.exists():
             config = self.folder / "collector.yaml"
-            config.write_text(CONFIG.format(grpc=self.grpc, http=self.http, onward=self.onward))
+            config.write_text(self.config())
             return [str(OTELCOL), "--config", str(config)]
         return [
             rotel_agent(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +37,12 @@ def decode_value(value: AnyValue) -> Any:
 
 
 class Collector:
-    """OTLP/HTTP on a port of its own. `status` is what it answers; 200 keeps the spans."""
+    """OTLP/HTTP on a port of its own, encrypted if it gets `tls`.
 
-    def __init__(self) -> None:
+    `status` is what it answers; 200 keeps the spans.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.spans: list[Span] = []
         self.resources: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -66,7 +70,10 @@ class Collector:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def take(self, body: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from nginx_server import Nginx
 
+MISSING = "cannot be read (No such file or directory (os error 2))"
 TIME = "it must be a time such as 5s or 500ms"
 
 
@@ -48,11 +49,16 @@ def test_a_wrong_value_is_refused_with_what_is_right(
         ("timeout", "soon", TIME),
         ("interval", "0", TIME),
         ("batch_size", "0", "it must be a number above 0"),
+        ("trusted_certificate", "none.pem", f"it {MISSING}"),
+        ("trusted_certificate", "nginx.conf", "it has no certificate in PEM form in it"),
+        ("trusted_certificate", '""', "it must not be empty"),
+        ("header", "Content-Type x", "it is for the exporter to say"),
         ("queue_size", "big", "it must be a size such as 16m"),
     ],
 )
 def test_so_is_one_of_the_exporter(directive: str, value: str, reason: str, nginx: Nginx) -> None:
     nginx.configure(f"omnitrace_exporter {{ {directive} {value}; }}")
+    value = value.strip('"').split(" ")[0]
     expected = f'[emerg] invalid value "{value}" in "{directive}" directive, {reason} in <dir>'
     assert nginx.test().startswith(expected)
 
@@ -164,11 +170,17 @@ def test_the_environment_is_read_with_the_configuration(nginx: Nginx) -> None:
     warnings = [line for line in lines if line.startswith("[warn] omnitrace: ")]
     assert [line.split(" in <dir>")[0] for line in warnings] == [
         (
-            '[warn] omnitrace: OTLP endpoint "x:1/v1/traces" does not begin with http:// or https:// '
-            "and a host: nothing is exported"
+            '[warn] omnitrace: OTEL_EXPORTER_OTLP_ENDPOINT="x:1" does not begin with http:// or '
+            "https:// and a host: nothing is exported, spans go to the legacy log"
         ),
         '[warn] omnitrace: OTEL_BSP_SCHEDULE_DELAY="soon" is not a whole number: 5000',
     ]
+
+
+def test_the_environment_may_ask_for_silence(nginx: Nginx) -> None:
+    nginx.configure("omnitrace on;")
+    environment = {"OTEL_BSP_SCHEDULE_DELAY": "soon", "OTEL_LOG_LEVEL": "error"}
+    assert nginx.test(environment) == ""
 
 
 def test_a_configuration_that_traces_nothing_says_nothing(nginx: Nginx) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -138,7 +139,7 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A program that goes away in the middle is part of the game."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exc_info()[1], (ConnectionError, ssl.SSLError)):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -148,13 +149,15 @@ class Sink:
 
     `script` names what the next exports meet, the last word again and again: `ok`, a
     status such as `503` or `503 retry-after 1`, `silent` (no answer), `reset` (half an
-    answer), `slow` (ok, but late). Only `ok` and `slow` take the spans.
+    answer), `slow` (ok, but late), `page` (200, and no Collector's). Only `ok` and `slow`
+    take the spans. With `tls` the endpoint is encrypted.
     """
 
     script: list[str] = field(default_factory=lambda: ["ok"])
     spans: list[Span] = field(default_factory=list)
     refused: list[Span] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
@@ -166,7 +169,7 @@ class Sink:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         sink = self
@@ -175,6 +178,8 @@ class Sink:
             protocol_version = "HTTP/1.1"
 
             def setup(self) -> None:
+                if sink.tls:
+                    self.request = sink.tls.wrap_socket(self.request, server_side=True)
                 super().setup()
                 sink.connections.add(self.connection)
 
@@ -247,8 +252,12 @@ class Sink:
                 handler.send_header("Retry-After", after)
             if word == "302":
                 handler.send_header("Location", "/page")
-            handler.send_header("Content-Length", "0")
+            page = b"<!doctype html><title>Grafana</title>" if word == "page" else b""
+            if page:
+                handler.send_header("Content-Type", "text/html")
+            handler.send_header("Content-Length", str(len(page)))
             handler.end_headers()
+            handler.wfile.write(page)
 
     def wait(self, holds: Callable[[Sink], object], seconds: float = 30) -> None:
         """Until `holds(self)`; an assertion fails when it takes too long."""

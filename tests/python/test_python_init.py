@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from program import NODE, Program
+from program import NODE, REPOSITORY, Program
 from sink import Sink
 
 ZERO = {
@@ -60,14 +62,21 @@ def test_without_init_the_environment_is_enough(program: Program, sink: Sink) ->
     }
 
 
-def test_every_argument_of_init_outweighs_the_environment(program: Program, sink: Sink) -> None:
+@pytest.mark.parametrize("protocol", ["http/protobuf", "http/json"])
+def test_every_argument_of_init_outweighs_the_environment(
+    program: Program, sink: Sink, protocol: str
+) -> None:
     nowhere = "http://127.0.0.1:9"
     result = program.run(
         f"""
         init(
             service_name="argument", role="decode", endpoint="{sink.url}/base/",
-            protocol="http/protobuf", headers={{"x-one": "a,b=c%;ü", "x-two": "2"}},
-            compression="none", exporter="otlp",
+            protocol="{protocol}", headers={{"x-one": "a,b=c%;ü", "x-two": "2"}},
+            compression="none", exporter="otlp", timeout=20, insecure=False,
+            sampler="parentbased_always_on", propagators="tracecontext", log_level="warn",
+            attribute_count_limit=100, attribute_value_length_limit=1000, event_count_limit=10,
+            link_count_limit=10, event_attribute_count_limit=10, link_attribute_count_limit=10,
+            max_export_batch_size=100, max_queue_size=1000, memory_limit_mib=10,
             resource_attributes={{"host.ip": "10.7.7.7", "pod": "a,b", "n": 5}},
             legacy_log="always", legacy_log_directory={str(program.directory / "given")!r},
             schedule_delay=0.001, export_timeout=60, disabled=False,
@@ -81,21 +90,36 @@ def test_every_argument_of_init_outweighs_the_environment(program: Program, sink
         OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=nowhere,
         OTEL_EXPORTER_OTLP_ENDPOINT=nowhere,
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="grpc",
-        OTEL_EXPORTER_OTLP_TRACES_HEADERS="x-one=variable",
+        OTEL_EXPORTER_OTLP_TRACES_HEADERS="x-one=variable,x-three=variable",
+        OTEL_EXPORTER_OTLP_HEADERS="x-four=variable",
+        OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
+        OTEL_EXPORTER_OTLP_TRACES_TIMEOUT="1",
         OTEL_TRACES_EXPORTER="none",
+        OTEL_TRACES_SAMPLER="always_off",
+        OTEL_PROPAGATORS="none",
+        OTEL_LOG_LEVEL="none",
         OTEL_RESOURCE_ATTRIBUTES="host.ip=10.1.1.1",
         OMNITRACE_LEGACY_LOG="off",
         OTEL_SDK_DISABLED="true",
     )
     assert (result.said, result.messages) == ([True], [])
-    [request], [decode] = sink.requests, sink.spans
+    [request] = sink.requests
     assert request.path == "/base/v1/traces"
     assert request.headers["x-one"].encode("latin-1").decode() == "a,b=c%;ü"
     assert request.headers["x-two"] == "2"
-    assert "content-encoding" not in request.headers
-    assert (decode.name, decode.resource["service.name"]) == ("Decode", "argument")
-    described = {k: decode.resource[k] for k in ("host.ip", "pod", "n")}
-    assert described == {"host.ip": "10.7.7.7", "pod": "a,b", "n": "5"}
+    assert not {"x-three", "x-four", "content-encoding"} & request.headers.keys()
+    if protocol == "http/json":
+        [resource] = json.loads(request.body)["resourceSpans"]
+        attributes = resource["resource"]["attributes"]
+        described = {a["key"]: a["value"].get("stringValue") for a in attributes}
+        [decode] = resource["scopeSpans"][0]["spans"]
+        name = decode["name"]
+    else:
+        [span] = sink.spans
+        described, name = span.resource, span.name
+    assert name == "Decode"
+    expected = {"service.name": "argument", "host.ip": "10.7.7.7", "pod": "a,b", "n": "5"}
+    assert {key: described[key] for key in expected} == expected
     assert len(list((program.directory / "given").glob("*.log"))) == 1
 
 
@@ -126,19 +150,65 @@ def test_a_traces_endpoint_is_used_as_it_is_and_json_is_spoken(
             "protocol='smtp'",
             'ValueError: init(): protocol="smtp" is not one of http/protobuf, http/json or grpc',
         ),
-        ("endpoint='nowhere'", 'ValueError: init(): endpoint "nowhere/v1/traces" is not a URL'),
+        ("endpoint='nowhere'", 'ValueError: init(): endpoint="nowhere" is not a URL'),
         (
             "traces_endpoint='ftp://h/'",
-            'ValueError: init(): traces_endpoint "ftp://h/" does not begin with http://',
+            'ValueError: init(): traces_endpoint="ftp://h/" does not begin with http://',
         ),
-        ("compression='zip'", 'ValueError: init(): compression="zip" is not gzip or none'),
-        ("exporter='zipkin'", 'ValueError: init(): exporter="zipkin" is not one of otlp or none'),
+        ("compression='zip'", 'ValueError: init(): compression="zip" is not one of gzip or none'),
+        (
+            "exporter='otlp,zipkin'",
+            'ValueError: init(): exporter: "zipkin" is not one of otlp, console or none',
+        ),
+        (
+            "sampler='sometimes'",
+            'ValueError: init(): sampler="sometimes" is not one of always_on, always_off, ',
+        ),
+        (
+            "sampler='traceidratio', sampler_arg=2",
+            'ValueError: init(): sampler_arg="2" is not a ratio from 0 to 1',
+        ),
+        (
+            "sampler_arg=0.5",
+            'ValueError: init(): sampler_arg="0.5" has no effect unless sampler is a traceidratio',
+        ),
+        (
+            "propagators='b3,xray'",
+            'ValueError: init(): propagators: "xray" is not one of tracecontext, baggage, b3, ',
+        ),
+        ("log_level='loud'", 'ValueError: init(): log_level="loud" is not one of none, error, '),
+        ("timeout='x'", "TypeError: timeout must be a number of seconds"),
+        (
+            "endpoint='http://c', insecure='yes'",
+            'ValueError: init(): insecure="yes" is neither true nor false',
+        ),
+        (
+            "max_queue_size=0",
+            'ValueError: init(): max_queue_size="0" is not a whole number above 0',
+        ),
+        (
+            "max_queue_size=10, max_export_batch_size=11",
+            'ValueError: init(): max_export_batch_size="11" is more than max_queue_size, the spans',
+        ),
+        (
+            "attribute_value_length_limit=-1",
+            'ValueError: init(): attribute_value_length_limit="-1" is not a whole number',
+        ),
+        (
+            "endpoint='https://c', certificate='/nowhere/authority.pem'",
+            'ValueError: init(): certificate="/nowhere/authority.pem" cannot be read (No such file',
+        ),
+        (
+            "endpoint='https://c', client_certificate='own.pem'",
+            'ValueError: init(): client_certificate="own.pem" needs the certificate\'s key in '
+            "client_key too",
+        ),
         (
             "legacy_log='sometimes'",
             'ValueError: init(): legacy_log="sometimes" is not one of off, fallback or always',
         ),
         ("disabled='yes'", 'ValueError: init(): disabled="yes" is neither true nor false'),
-        ("headers='plain'", 'ValueError: init(): headers: "plain" is not key=value'),
+        ("headers='plain'", "ValueError: init(): headers: entry 1 is not key=value"),
         ("headers={'a b': 1}", 'ValueError: init(): headers: "a b" is not an HTTP header'),
         (
             "resource_attributes='x'",
@@ -166,6 +236,22 @@ def test_a_wrong_argument_is_named_and_what_ran_goes_on(
     assert result.messages == []
     assert result.said[0].startswith(error)
     assert [s.resource["service.name"] for s in sink.spans] == ["first"]
+
+
+def test_every_argument_is_in_the_documented_table(program: Program, sink: Sink) -> None:
+    result = program.run(
+        """
+        try:
+            init(nonsense=1)
+        except TypeError as error:
+            say(str(error))
+        """
+    )
+    taken = result.said[0].split("; it takes ")[1].split(", ")
+    readme = (REPOSITORY / "py-bindings" / "README.md").read_text()
+    rows = [line.split("|") for line in readme.splitlines() if line.startswith("| `")]
+    listed = [row[2].strip(" `") for row in rows if row[2].strip() != "–"]
+    assert sorted(listed) == sorted(taken)
 
 
 def test_a_wrong_variable_is_said_once_and_the_default_is_used(

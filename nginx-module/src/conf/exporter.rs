@@ -1,14 +1,17 @@
 //! `omnitrace_exporter { … }`: where spans go, and how.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nginx_sys::{
-    NGX_HTTP_MAIN_CONF_OFFSET, ngx_command_t, ngx_conf_parse, ngx_conf_t, ngx_parse_size,
-    ngx_parse_time,
+    NGX_HTTP_MAIN_CONF_OFFSET, ngx_command_t, ngx_conf_full_name, ngx_conf_parse, ngx_conf_t,
+    ngx_parse_size, ngx_parse_time,
 };
-use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
-use omnitrace::config::{Config, Protocol, check_endpoint};
+use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
+use omnitrace::config::{
+    self, Config, Protocol, Tls, TlsError, check_endpoint, is_reserved_header,
+};
 
 use super::main::MainConfig;
 use super::{Args, ConfError, Directive, answer, fill};
@@ -20,6 +23,10 @@ pub(crate) struct ExporterConfig {
     endpoint: Option<String>,
     protocol: Option<Protocol>,
     headers: Vec<(String, String)>,
+    tls: Tls,
+    trusted_certificate: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    certificate_key: Option<PathBuf>,
     gzip: Option<bool>,
     timeout: Option<Duration>,
     interval: Option<Duration>,
@@ -35,7 +42,7 @@ type Inner = (
     fn(&mut ExporterConfig, &Args<'_>) -> Result<(), ConfError>,
 );
 
-const INNER: [Inner; 9] = [
+const INNER: [Inner; 12] = [
     ("endpoint", 1, |conf, args| {
         let endpoint = args.word(1)?;
         check_endpoint(endpoint).map_err(|reason| args.refuse(1, &format!("it {reason}")))?;
@@ -53,6 +60,19 @@ const INNER: [Inner; 9] = [
         fill(&mut conf.protocol, value)
     }),
     ("header", 2, header),
+    ("trusted_certificate", 1, |conf, args| {
+        let path = file(args)?;
+        conf.tls
+            .trust(&path)
+            .map_err(|error| args.refuse(1, &format!("it {error}")))?;
+        fill(&mut conf.trusted_certificate, path)
+    }),
+    ("certificate", 1, |conf, args| {
+        fill(&mut conf.certificate, file(args)?)
+    }),
+    ("certificate_key", 1, |conf, args| {
+        fill(&mut conf.certificate_key, file(args)?)
+    }),
     ("compression", 1, |conf, args| {
         fill(
             &mut conf.gzip,
@@ -96,11 +116,27 @@ fn header(conf: &mut ExporterConfig, args: &Args<'_>) -> Result<(), ConfError> {
     {
         return Err(args.refuse(2, "it must be printable ASCII"));
     }
+    if is_reserved_header(&name) {
+        return Err(args.refuse(1, "it is for the exporter to say"));
+    }
     if conf.headers.iter().any(|(known, _)| *known == name) {
         return Err(args.refuse(1, "there is such a header already"));
     }
     conf.headers.push((name, value.to_owned()));
     Ok(())
+}
+
+/// A file, taken from the directory of the configuration if it is relative, like nginx's own
+/// certificates.
+fn file(args: &Args<'_>) -> Result<PathBuf, ConfError> {
+    args.word(1)?;
+    let mut name = args.raw(1);
+    // SAFETY: nginx's state of the directive at hand.
+    let rc = unsafe { ngx_conf_full_name((*args.cf()).cycle, &mut name, 1) };
+    if rc != Status::NGX_OK.0 {
+        return Err(ConfError::Logged);
+    }
+    Ok(name.to_string().into())
 }
 
 /// A time such as `500ms`, `5s` or `1m`, above 0.
@@ -114,24 +150,62 @@ fn time(args: &Args<'_>) -> Result<Duration, ConfError> {
 }
 
 impl ExporterConfig {
+    /// Reads the certificate and its key when the block is complete: the user of the workers may
+    /// not be allowed to.
+    fn load_certificate(&mut self) -> Result<(), ConfError> {
+        let refuse = |name: &str, path: &Path, reason: String| {
+            let path = path.display();
+            ConfError::Reason(format!(
+                "invalid value \"{path}\" in \"{name}\" directive, it {reason}"
+            ))
+        };
+        let (certificate, key) = match (&self.certificate, &self.certificate_key) {
+            (Some(certificate), Some(key)) => (certificate, key),
+            (None, None) => return Ok(()),
+            (Some(path), None) => {
+                let reason = "needs a \"certificate_key\" too".to_owned();
+                return Err(refuse("certificate", path, reason));
+            }
+            (None, Some(path)) => {
+                let reason = "needs a \"certificate\" too".to_owned();
+                return Err(refuse("certificate_key", path, reason));
+            }
+        };
+        self.tls
+            .identify(certificate, key)
+            .map_err(|error| match error {
+                TlsError::Key(_) => refuse("certificate_key", key, error.to_string()),
+                _ => refuse("certificate", certificate, error.to_string()),
+            })
+    }
+
+    /// Whether the block says what this variable would say of certificates.
+    fn outweighs(&self, variable: &str) -> bool {
+        let name = variable
+            .strip_prefix("OTEL_EXPORTER_OTLP_")
+            .map(|name| name.strip_prefix("TRACES_").unwrap_or(name));
+        match name {
+            Some("CERTIFICATE") => self.trusted_certificate.is_some(),
+            Some("CLIENT_CERTIFICATE" | "CLIENT_KEY") => self.certificate.is_some(),
+            _ => false,
+        }
+    }
+
     /// What the environment says, changed by what the block says of it.
     pub(crate) fn configure(&self) -> (Config, Vec<String>) {
         // The endpoint's path depends on the protocol, so the core takes both together, as the
         // variables that would have said the same.
-        let protocol = self.protocol.map(|protocol| match protocol {
-            Protocol::HttpProtobuf => "http/protobuf",
-            Protocol::HttpJson => "http/json",
-            Protocol::Grpc => "grpc",
-        });
+        let protocol = self.protocol.map(Protocol::name);
         let has_path = self.endpoint.as_deref().is_some_and(has_path);
-        let (mut config, warnings) = Config::from_vars(|name| match (name, &self.endpoint) {
+        let (mut config, mut warnings) = Config::from_vars(|name| match (name, &self.endpoint) {
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", _) if protocol.is_some() => {
                 protocol.map(str::to_owned)
             }
             ("OTEL_TRACES_EXPORTER", Some(_)) => None,
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", Some(url)) => has_path.then(|| url.clone()),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", Some(url)) => Some(url.clone()),
-            _ => std::env::var(name).ok(),
+            _ if self.outweighs(name) => None,
+            _ => config::variable(name),
         });
         if let Some(exporter) = &mut config.exporter {
             for (name, value) in &self.headers {
@@ -139,6 +213,14 @@ impl ExporterConfig {
                     .headers
                     .retain(|(known, _)| !known.eq_ignore_ascii_case(name));
                 exporter.headers.push((name.clone(), value.clone()));
+            }
+            exporter.tls.override_with(&self.tls);
+            if !self.tls.is_default() && !exporter.is_encrypted() {
+                warnings.push(format!(
+                    "the certificates of \"omnitrace_exporter\" have no effect on {}: the connection \
+                     is not encrypted",
+                    exporter.endpoint
+                ));
             }
             exporter.gzip = self.gzip.unwrap_or(exporter.gzip);
             exporter.timeout = self.timeout.unwrap_or(exporter.timeout);
@@ -176,10 +258,9 @@ impl Directive for Exporter {
             block.handler_conf = (&raw mut conf.exporter).cast();
             ngx_conf_parse(&mut block, std::ptr::null_mut())
         };
-        if rv == NGX_CONF_OK {
-            Ok(())
-        } else {
-            Err(ConfError::Logged)
+        match &mut conf.exporter {
+            Some(exporter) if rv == NGX_CONF_OK => exporter.load_certificate(),
+            _ => Err(ConfError::Logged),
         }
     }
 }

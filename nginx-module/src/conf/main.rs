@@ -6,6 +6,7 @@ use nginx_sys::{NGX_HTTP_MAIN_CONF_OFFSET, NGX_LOG_WARN, ngx_conf_t};
 use ngx::http::HttpModuleMainConf;
 use ngx::ngx_conf_log_error;
 use omnitrace::Config;
+use tracing::Level;
 
 use super::exporter::ExporterConfig;
 use super::legacy_log::LegacyLogConfig;
@@ -41,7 +42,7 @@ impl MainConfig {
         }
         let exporter = self.exporter.take().unwrap_or_default();
         let (mut core, warnings) = exporter.configure();
-        for warning in warnings {
+        for warning in warnings.iter().filter(|_| core.log_level >= Level::WARN) {
             ngx_conf_log_error!(NGX_LOG_WARN, &raw mut *cf, "omnitrace: {warning}");
         }
         "proxy".clone_into(&mut core.role);

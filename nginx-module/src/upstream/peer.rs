@@ -150,16 +150,16 @@ impl TracedPeer {
                 return;
             }
             // A clone of its parent (slices, a cache's update) still names the parent's try.
-            self.written = named_by_header(request)
+            self.written = named_by_header(request, recorder)
+                .context
                 .filter(|named| named.trace_id == context.trace_id)
-                .filter(|named| context.remote != Some(*named))
+                .filter(|named| context.remote_span() != Some(named.span_id))
                 .map(|named| named.span_id);
         }
         self.number = context.number(self.kind);
         let span = context.try_span(recorder, self.kind, self.number);
         if let Some(written) = self.written {
-            let old = format!("{}-{written}", context.trace_id);
-            let new = format!("{}-{span}", context.trace_id);
+            let (old, new) = (written.to_string(), span.to_string());
             // SAFETY: the request's buffers belong to this exchange, and nginx is not writing now.
             if unsafe { replace(self.upstream, old.as_bytes(), new.as_bytes()) } {
                 self.written = Some(span);
@@ -205,8 +205,9 @@ impl TracedPeer {
     }
 }
 
-/// Replaces the first occurrence of `old` in the head of the request as it goes upstream by `new`
-/// of the same length. A protocol that does not write headers as text has none.
+/// Replaces every occurrence of `old` in the head of the request as it goes upstream by `new` of
+/// the same length: each format names the span. A protocol that does not write headers as text
+/// has none.
 ///
 /// # Safety
 /// The upstream is live, and nothing reads its request's buffers meanwhile.
@@ -225,13 +226,15 @@ unsafe fn replace(upstream: *mut ngx_http_upstream_t, old: &[u8], new: &[u8]) ->
         let length = buffer.last.offset_from(buffer.start) as usize;
         std::slice::from_raw_parts_mut(buffer.start, length)
     };
-    match head.windows(old.len()).position(|window| window == old) {
-        Some(at) => {
-            head[at..at + new.len()].copy_from_slice(new);
-            true
-        }
-        None => false,
+    let mut rest = head;
+    let mut found = false;
+    while let Some(at) = rest.windows(old.len()).position(|window| window == old) {
+        let (name, after) = rest[at..].split_at_mut(old.len());
+        name.copy_from_slice(new);
+        rest = after;
+        found = true;
     }
+    found
 }
 
 unsafe extern "C" fn get(peer: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {

@@ -136,22 +136,43 @@ def init(
     protocol: str | None = None,
     headers: Mapping[str, str] | None = None,
     compression: str | None = None,
+    timeout: float | None = None,
+    insecure: bool | None = None,
+    certificate: str | None = None,
+    client_certificate: str | None = None,
+    client_key: str | None = None,
     exporter: str | None = None,
+    sampler: str | None = None,
+    sampler_arg: float | None = None,
+    propagators: str | None = None,
     resource_attributes: Mapping[str, str] | None = None,
-    legacy_log: str | None = None,
-    legacy_log_directory: str | None = None,
+    attribute_count_limit: int | None = None,
+    attribute_value_length_limit: int | None = None,
+    event_count_limit: int | None = None,
+    link_count_limit: int | None = None,
+    event_attribute_count_limit: int | None = None,
+    link_attribute_count_limit: int | None = None,
     schedule_delay: float | None = None,
     export_timeout: float | None = None,
+    max_export_batch_size: int | None = None,
+    max_queue_size: int | None = None,
+    memory_limit_mib: int | None = None,
+    legacy_log: str | None = None,
+    legacy_log_directory: str | None = None,
+    log_level: str | None = None,
     disabled: bool | None = None,
 ) -> None:
     """Sets this process up and starts its exporter thread.
 
     Optional: without it the first action or span does the same from the
-    environment alone. What is not given here comes from the environment.
-    ``schedule_delay`` and ``export_timeout`` are seconds. A second call shuts
-    the first set-up down.
+    environment alone. What is not given here comes from the environment, whose
+    variables the README's table lists beside these arguments. ``timeout``,
+    ``schedule_delay`` and ``export_timeout`` are seconds; the certificates and
+    the key are paths of PEM files, which are read now. A second call shuts the
+    first set-up down.
 
-    Raises TypeError for an unknown argument, ValueError for a wrong value.
+    Raises TypeError for an unknown argument, ValueError for a wrong value, a file
+    that cannot be used included.
     """
 
 def action(name: str, request_id: str, attributes: Mapping[str, object] | None = None) -> None:
@@ -169,6 +190,8 @@ def extract(
 ) -> SpanContext | None:
     """Reads the trace context that came with a call; None if it has no valid one.
 
+    ``OTEL_PROPAGATORS`` says in which formats it may be.
+
     With ``request_id`` the context, and what `inject` wrote for that request in
     another process of this node, is bound to the request: all its phases here
     join that trace. To be called before the request's first action.
@@ -177,10 +200,11 @@ def extract(
 def inject(carrier: MutableMapping[str, str], request_id: str | None = None) -> None:
     """Writes a trace context for the receiver of a call.
 
-    Without ``request_id``: ``traceparent`` of the innermost open span, for any
-    service. With it: what another process *of this node* needs to go on with the
-    request (``traceparent`` as it came, ``omnitrace-request-id``,
-    ``omnitrace-starts``), to be given to `extract` there.
+    Without ``request_id``: the innermost open span as ``traceparent``, or as
+    ``OTEL_PROPAGATORS`` says, for any service. With it: what another process *of
+    this node* needs to go on with the request (context, ``tracestate`` and
+    ``baggage`` as they came, ``omnitrace-request-id``, ``omnitrace-starts``), to be
+    given to `extract` there.
 
     Raises what ``carrier[key] = value`` raises.
     """

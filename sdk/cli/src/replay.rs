@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use omnitrace::Vocabulary;
-use omnitrace::config::{self, Config, Protocol};
+use omnitrace::config::{self, Config, ExporterConfig, Protocol};
 use omnitrace_offline::reader::ReadError;
 use omnitrace_offline::replay::{self, Options, ReplayError};
 
@@ -48,28 +48,7 @@ pub(crate) enum Error {
 }
 
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
-    let (config, warnings) = Config::from_env();
-    let mut exporter = config.exporter;
-    if exporter.is_none() && args.endpoint.is_some() {
-        // The environment's endpoint is unusable or switched off; this one counts.
-        exporter = Config::from_vars(|_| None).0.exporter;
-    } else {
-        warnings.iter().for_each(|w| eprintln!("omnitrace: {w}"));
-    }
-    let mut exporter = exporter.ok_or(Error::NoEndpoint)?;
-    if let Some(protocol) = args.protocol {
-        exporter.protocol = protocol;
-    }
-    if let Some(endpoint) = &args.endpoint {
-        config::check_endpoint(endpoint)
-            .map_err(|reason| Error::Endpoint(endpoint.clone(), reason))?;
-        // A URL that already names the traces path is taken as it is.
-        let whole = endpoint.trim_end_matches('/').ends_with("/v1/traces");
-        exporter.endpoint = match whole {
-            true => endpoint.clone(),
-            false => config::base_endpoint(Some(endpoint.clone()), exporter.protocol),
-        };
-    }
+    let exporter = exporter(args)?;
     let log = input::read(&args.log_dir, args.quiet)?;
     let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);
     let progress = |n: usize| bar.inc(n as u64);
@@ -96,4 +75,29 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
         );
     }
     Ok(())
+}
+
+/// What the environment says, changed by what the command line says of it. Path and
+/// certificates depend on protocol and endpoint, so the core takes them together, as the
+/// variables that would have said the same.
+fn exporter(args: &ReplayArgs) -> Result<ExporterConfig, Error> {
+    let protocol = args.protocol.map(Protocol::name);
+    let mut whole = false;
+    if let Some(endpoint) = &args.endpoint {
+        config::check_endpoint(endpoint)
+            .map_err(|reason| Error::Endpoint(endpoint.clone(), reason))?;
+        // A URL that already names the traces path is taken as it is.
+        whole = endpoint.trim_end_matches('/').ends_with("/v1/traces");
+    }
+    let (config, warnings) = Config::from_vars(|name| match (name, &args.endpoint) {
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", _) if protocol.is_some() => {
+            protocol.map(str::to_owned)
+        }
+        ("OTEL_TRACES_EXPORTER", Some(_)) => None,
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", Some(url)) => whole.then(|| url.clone()),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", Some(url)) => Some(url.clone()),
+        _ => config::variable(name),
+    });
+    warnings.iter().for_each(|w| eprintln!("omnitrace: {w}"));
+    config.exporter.ok_or(Error::NoEndpoint)
 }

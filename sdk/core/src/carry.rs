@@ -1,5 +1,5 @@
-//! What must travel with a request between the processes of one node: its
-//! context, its canonical id, and the start times of phases that end elsewhere.
+//! What must travel with a request between the processes of one node: what came with
+//! it, its canonical id, and the start times of phases that end elsewhere.
 
 use std::fmt::Write as _;
 use std::hash::BuildHasher;
@@ -10,27 +10,64 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::context::SpanContext;
 use crate::id::canonical_request_id;
+use crate::propagation::Propagated;
 use crate::vocabulary::ActionId;
 
 /// Key of the canonical request id in a carrier.
 pub(crate) const REQUEST_ID: &str = "omnitrace-request-id";
 /// Key of the start times in a carrier: `<action>=<ns>,…`.
 pub(crate) const STARTS: &str = "omnitrace-starts";
-/// Key of the trace context in a carrier.
-pub(crate) const TRACEPARENT: &str = "traceparent";
 
 /// Parts of the table, each with a lock of its own.
 const SHARDS: usize = 16;
 /// Requests remembered in each, 16,384 in all; the oldest make room. What is
 /// forgotten is only not carried: the offline side still knows it.
 const SHARD_CAPACITY: usize = 1_024;
+/// Bytes of baggage and tracestate remembered in each, 8 MiB in all; a client may
+/// send 8 KiB with each request.
+const SHARD_TEXT_CAPACITY: usize = (8 << 20) / SHARDS;
 
 /// What is known of one request.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Carried {
     pub(crate) canonical: Arc<str>,
     pub(crate) context: Option<SpanContext>,
+    pub(crate) passing: Passing,
     pub(crate) starts: Vec<(ActionId, u64)>,
+}
+
+/// What came with a request and goes on with it as it came.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Passing {
+    debug: bool,
+    tracestate: Option<Arc<str>>,
+    baggage: Option<Arc<str>>,
+}
+
+impl Passing {
+    fn of(propagated: &Propagated<'_>) -> Self {
+        Self {
+            debug: propagated.debug,
+            tracestate: propagated.tracestate.map(Arc::from),
+            baggage: propagated.baggage.map(Arc::from),
+        }
+    }
+
+    fn len(&self) -> usize {
+        let text = [&self.tracestate, &self.baggage].into_iter().flatten();
+        text.map(|text| text.len()).sum()
+    }
+
+    /// The same with the context that it goes with.
+    pub(crate) fn with(&self, context: Option<SpanContext>) -> Propagated<'_> {
+        Propagated {
+            context,
+            deferred: false,
+            debug: self.debug,
+            tracestate: self.tracestate.as_deref(),
+            baggage: self.baggage.as_deref(),
+        }
+    }
 }
 
 /// The requests of this process, by the id it uses. A lock is held for one look-up
@@ -55,6 +92,8 @@ struct Requests {
     ring: Vec<Request>,
     /// Place of the oldest, once the ring is full.
     oldest: usize,
+    /// Bytes of what they pass on.
+    text: usize,
 }
 
 struct Request {
@@ -72,13 +111,12 @@ impl Requests {
         self.index.find(hash, same).copied()
     }
 
-    /// What is known of a request; nothing yet if it is a new one.
-    fn entry(&mut self, hash: u64, id: &str) -> &mut Carried {
-        let at = match self.find(hash, id) {
+    /// Where a request is; a new one is put somewhere.
+    fn place(&mut self, hash: u64, id: &str) -> usize {
+        match self.find(hash, id) {
             Some(at) => at,
             None => self.add(hash, id),
-        };
-        &mut self.ring[at].carried
+        }
     }
 
     fn add(&mut self, hash: u64, id: &str) -> usize {
@@ -89,6 +127,7 @@ impl Requests {
             carried: Carried {
                 canonical: Arc::clone(&id),
                 context: None,
+                passing: Passing::default(),
                 starts,
             },
         };
@@ -102,6 +141,7 @@ impl Requests {
             if let Ok(entry) = self.index.find_entry(place.hash, |other| *other == at) {
                 entry.remove();
             }
+            self.text -= place.carried.passing.len();
             let mut starts = std::mem::take(&mut place.carried.starts);
             starts.clear();
             *place = request(starts);
@@ -110,6 +150,26 @@ impl Requests {
         let ring = &self.ring;
         self.index.insert_unique(hash, at, |at| ring[*at].hash);
         at
+    }
+
+    /// Notes what a request passes on. Where it becomes too much, the oldest
+    /// requests pass nothing on any more.
+    fn pass(&mut self, at: usize, passing: Passing) {
+        self.text += passing.len();
+        let old = std::mem::replace(&mut self.ring[at].carried.passing, passing);
+        self.text -= old.len();
+        let len = self.ring.len();
+        let first = if len < SHARD_CAPACITY { 0 } else { self.oldest };
+        for other in (first..first + len).map(|place| place % len) {
+            if self.text <= SHARD_TEXT_CAPACITY {
+                break;
+            }
+            // The newest of all is kept, however long it is.
+            if other != at {
+                let forgotten = std::mem::take(&mut self.ring[other].carried.passing);
+                self.text -= forgotten.len();
+            }
+        }
     }
 }
 
@@ -126,7 +186,8 @@ impl Carry {
     /// Notes the start of a phase that ends in another process.
     pub(crate) fn start(&self, request_id: &str, action: ActionId, time: u64) {
         self.with(request_id, |requests, hash, id| {
-            let starts = &mut requests.entry(hash, id).starts;
+            let at = requests.place(hash, id);
+            let starts = &mut requests.ring[at].carried.starts;
             match starts.iter_mut().find(|(a, _)| *a == action) {
                 Some((_, earliest)) => *earliest = time.min(*earliest),
                 None => starts.push((action, time)),
@@ -134,21 +195,33 @@ impl Carry {
         });
     }
 
-    /// Notes what came with a request.
-    pub(crate) fn bind(&self, request_id: &str, canonical: &str, context: Option<SpanContext>) {
+    /// Notes what came with a request, its context as it counts here.
+    pub(crate) fn bind(
+        &self,
+        request_id: &str,
+        canonical: &str,
+        context: Option<SpanContext>,
+        propagated: &Propagated<'_>,
+    ) {
         // Written once: others read the cache line that it is on.
         if !self.is_bound.load(Ordering::Relaxed) {
             self.is_bound.store(true, Ordering::Relaxed);
         }
+        let passing = Passing::of(propagated);
         self.with(request_id, |requests, hash, id| {
-            let carried = requests.entry(hash, id);
-            if carried.context != context && context.is_some() {
-                // The same id again is a new try: its old starts are not its own.
+            let at = requests.place(hash, id);
+            let carried = &mut requests.ring[at].carried;
+            let renewed = carried.context != context && context.is_some();
+            if renewed {
+                // The same id again is a new try: what it had is not its own.
                 carried.starts.clear();
                 carried.context = context;
             }
             if *carried.canonical != *canonical {
                 carried.canonical = canonical.into();
+            }
+            if renewed || passing != Passing::default() {
+                requests.pass(at, passing);
             }
         });
     }
@@ -222,21 +295,23 @@ mod tests {
         let second = context("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01");
         let carry = Carry::default();
         assert_eq!(carry.bound("own"), None);
-        carry.bind("chatcmpl-own", "r", first);
+        let nothing = Propagated::default();
+        carry.bind("chatcmpl-own", "r", first, &nothing);
         carry.start("own", ActionId(1), 9);
         // What says nothing new changes nothing.
-        carry.bind("own", "r", None);
-        carry.bind("own", "r", first);
+        carry.bind("own", "r", None, &nothing);
+        carry.bind("own", "r", first, &nothing);
         let starts = vec![(ActionId(1), 9)];
         assert_eq!(
             carry.get("own"),
             Some(Carried {
                 canonical: "r".into(),
                 context: first,
+                passing: Passing::default(),
                 starts,
             })
         );
-        carry.bind("own", "s", second);
+        carry.bind("own", "s", second, &nothing);
         assert_eq!(carry.get("own").unwrap().starts, []);
         assert_eq!(carry.bound("own"), Some(("s".into(), second)));
         assert_eq!(carry.bound("other"), None);
@@ -265,5 +340,31 @@ mod tests {
         );
         let newest = format!("other-{}", 2 * SHARDS * SHARD_CAPACITY - 1);
         assert_eq!(carry.get(&newest).unwrap().starts, [(ActionId(1), 1)]);
+    }
+
+    #[test]
+    fn too_much_baggage_is_forgotten_oldest_first_and_what_is_left_is_counted_right() {
+        let carry = Carry::default();
+        let long = "k=".to_owned() + &"v".repeat(8190);
+        let baggage = |text| Propagated {
+            baggage: Some(text),
+            ..Propagated::default()
+        };
+        for i in 0..3000 {
+            let id = format!("request-{i}");
+            // The second time takes the first one's place.
+            carry.bind(&id, &id, None, &baggage("short=1"));
+            carry.bind(&id, &id, None, &baggage(&long));
+        }
+        for shard in &carry.shards {
+            let requests = shard.0.lock().unwrap();
+            let passing = requests.ring.iter().map(|r| r.carried.passing.len());
+            assert_eq!(requests.text, SHARD_TEXT_CAPACITY / long.len() * long.len());
+            assert_eq!(passing.sum::<usize>(), requests.text);
+        }
+        let newest = carry.get("request-2999").unwrap();
+        assert_eq!(newest.passing.with(None), baggage(&long));
+        let oldest = carry.get("request-0").unwrap();
+        assert_eq!(oldest.passing, Passing::default());
     }
 }

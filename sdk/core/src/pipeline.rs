@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::context::SpanContext;
 use crate::delivery::otlp::{ExportError, OtlpExporter, Taken};
 use crate::delivery::{Delivery, Stats};
+use crate::diagnostics;
 use crate::event::{ActionName, Event, Parent};
 use crate::id::canonical_request_id;
 use crate::key::KeyRef;
@@ -60,10 +61,11 @@ enum Command {
 impl Pipeline {
     /// Starts the exporter thread.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        diagnostics::set_level(config.log_level);
         let wake = Arc::new(Notify::new());
         let ring = Arc::clone(&wake);
         let queue = Queue::new(config.queue_bytes, Box::new(move || ring.notify_one()));
-        let recorder = Arc::new(Recorder::new(Arc::clone(&config.vocabulary), queue));
+        let recorder = Arc::new(Recorder::new(&config, queue));
         let stats = Arc::new(Mutex::new(Stats::default()));
         let (commands, inbox) = unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread()

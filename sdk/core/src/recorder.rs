@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::carry::{self, Carry};
+use crate::config::Config;
 use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan};
 use crate::id::{TraceId, canonical_request_id};
+use crate::propagation::Propagators;
 use crate::queue::{self, ActionRecord, Bind, Cut, Queue, SpanRecord, kept_id};
+use crate::sampler::Sampler;
 use crate::scopes::Scopes;
 use crate::span::{Dropped, InstrumentationScope, ScopeId};
 use crate::vocabulary::{ActionId, Vocabulary};
@@ -15,6 +18,8 @@ use crate::vocabulary::{ActionId, Vocabulary};
 /// Takes records from any thread; waits for nobody.
 pub struct Recorder {
     vocabulary: Arc<Vocabulary>,
+    propagators: Propagators,
+    sampler: Sampler,
     pub(crate) queue: Queue,
     carry: Carry,
     pub(crate) scopes: Arc<Scopes>,
@@ -22,14 +27,26 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(vocabulary: Arc<Vocabulary>, queue: Queue) -> Self {
+    pub(crate) fn new(config: &Config, queue: Queue) -> Self {
         Self {
-            vocabulary,
+            vocabulary: Arc::clone(&config.vocabulary),
+            propagators: config.propagators.clone(),
+            sampler: config.sampler,
             queue,
             carry: Carry::default(),
             scopes: Arc::default(),
             lost_spans: AtomicU64::new(0),
         }
+    }
+
+    /// The formats in which context comes and goes.
+    pub fn propagators(&self) -> &Propagators {
+        &self.propagators
+    }
+
+    /// What decides whether a trace is recorded.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
     }
 
     /// Records a moment of a request. False: the queue was full; it is counted.
@@ -102,13 +119,14 @@ impl Recorder {
         get: impl Fn(&str) -> Option<&'a str>,
         request_id: Option<&str>,
     ) -> Option<SpanContext> {
-        let context = get(carry::TRACEPARENT).and_then(|v| SpanContext::parse(v.as_bytes()));
+        let propagated = self.propagators.extract(&get);
+        let context = propagated.decided(&self.sampler);
         let Some(request_id) = request_id.map(kept_id) else {
             return context;
         };
         let canonical = get(carry::REQUEST_ID).map_or(request_id, kept_id);
         let canonical = canonical_request_id(canonical);
-        self.carry.bind(request_id, canonical, context);
+        self.carry.bind(request_id, canonical, context, &propagated);
         self.queue.push(&Bind {
             request_id,
             canonical,
@@ -141,9 +159,8 @@ impl Recorder {
         };
         set(carry::REQUEST_ID, canonical);
         let Some(carried) = &carried else { return };
-        if let Some(context) = carried.context {
-            set(carry::TRACEPARENT, &context.traceparent());
-        }
+        let propagated = carried.passing.with(carried.context);
+        self.propagators.inject(&propagated, &mut set);
         if !carried.starts.is_empty() {
             set(carry::STARTS, &carry::write_starts(&carried.starts));
         }

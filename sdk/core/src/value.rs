@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use opentelemetry_proto::tonic::common::v1::ArrayValue;
 use prost::Message;
+use serde::{Serialize, Serializer};
 
 use crate::decode;
 use crate::encode::{self, Raw};
@@ -98,6 +99,21 @@ impl ValueRef<'_> {
             Self::F64(n) => Value::F64(n),
             Self::Bool(b) => Value::Bool(b),
             Self::Array(ArrayRef(bytes)) => Value::Array(Array(bytes.into())),
+        }
+    }
+}
+
+/// As JSON.
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Str(text) => serializer.serialize_str(text),
+            Self::I64(n) => serializer.serialize_i64(*n),
+            // JSON has no NaN; its name as text is the nearest thing.
+            Self::F64(n) if !n.is_finite() => serializer.collect_str(n),
+            Self::F64(n) => serializer.serialize_f64(*n),
+            Self::Bool(b) => serializer.serialize_bool(*b),
+            Self::Array(array) => serializer.collect_seq(array.items()),
         }
     }
 }

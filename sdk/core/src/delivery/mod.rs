@@ -10,6 +10,7 @@
 //! exporter thread.
 
 mod batch;
+mod console;
 mod envelopes;
 pub mod otlp;
 mod stats;
@@ -29,6 +30,7 @@ use crate::value::Attribute;
 use crate::vocabulary::Vocabulary;
 
 use batch::{Batch, Memory, OpenBatch};
+use console::Console;
 use envelopes::Envelopes;
 use otlp::{ExportError, Taken};
 pub use stats::Stats;
@@ -54,6 +56,7 @@ const LOG_FAILED: &str = "legacy_log_failed";
 pub(crate) struct Delivery {
     vocabulary: Arc<Vocabulary>,
     has_exporter: bool,
+    console: Option<Console>,
     schedule_delay: Duration,
     export_timeout: Duration,
     max_batch: usize,
@@ -99,6 +102,7 @@ impl Delivery {
         Self {
             vocabulary: Arc::clone(&config.vocabulary),
             has_exporter: config.exporter.is_some(),
+            console: Console::new(config.console, resource),
             schedule_delay: config.schedule_delay,
             export_timeout: config.export_timeout,
             max_batch: config.max_batch,
@@ -193,10 +197,19 @@ impl Delivery {
     }
 
     fn seal(&mut self) {
-        let batch = self
-            .open
-            .seal(&mut self.envelopes, std::mem::take(&mut self.spare));
-        self.waiting.extend(batch.map(Arc::new));
+        let memory = std::mem::take(&mut self.spare);
+        let Some(batch) = self.open.seal(&mut self.envelopes, memory) else {
+            return;
+        };
+        if let Some(console) = &mut self.console {
+            console.write(&batch.decode(&self.source));
+            if console.delivers() {
+                self.stats.exported += batch.len() as u64;
+                self.loose_until(&batch);
+                return;
+            }
+        }
+        self.waiting.push_back(Arc::new(batch));
     }
 
     /// Sends to the log what has waited too long or is too much.
@@ -231,7 +244,8 @@ impl Delivery {
         while !self.waiting.is_empty() {
             self.spill_first();
         }
-        if self.failing.is_some() || !self.has_exporter {
+        let delivers = self.console.as_ref().is_some_and(Console::delivers);
+        if self.failing.is_some() || !self.has_exporter && !delivers {
             let loose: Vec<_> = self.loose.drain(..).map(|(_, event)| event).collect();
             self.write(&[], &loose);
         }

@@ -68,26 +68,9 @@ impl Serialize for AttributeMap {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for Attribute { key, value } in &self.0 {
-            map.serialize_entry(&**key, &Json(value))?;
+            map.serialize_entry(&**key, value)?;
         }
         map.end()
-    }
-}
-
-/// A value as JSON.
-struct Json<'a>(&'a Value);
-
-impl Serialize for Json<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Value::Str(text) => serializer.serialize_str(text),
-            Value::I64(n) => serializer.serialize_i64(*n),
-            // JSON has no NaN; its name as text is the nearest thing.
-            Value::F64(n) if !n.is_finite() => serializer.collect_str(n),
-            Value::F64(n) => serializer.serialize_f64(*n),
-            Value::Bool(b) => serializer.serialize_bool(*b),
-            Value::Array(array) => serializer.collect_seq(array.items().iter().map(Json)),
-        }
     }
 }
 

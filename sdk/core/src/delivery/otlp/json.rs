@@ -1,56 +1,58 @@
-//! gRPC, and HTTP with JSON bodies, by opentelemetry-otlp: the spans are made
-//! messages again for it.
+//! OTLP over HTTP in JSON: opentelemetry-otlp makes the body of the spans, made its
+//! messages again; an HTTP client of ours, behind it, decides everything else.
+//!
+//! The library adds headers and compression from its own reading of the environment
+//! beside what it is told, and its errors are one sentence. So of its request only the
+//! body is used, and the answer is left on the side.
 
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use flate2::read::GzDecoder;
 use opentelemetry::trace as api;
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_http::{Bytes, HttpError, Request, Response};
-use opentelemetry_otlp::{
-    Compression, ExporterBuildError, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
-    WithTonicConfig,
-};
+use opentelemetry_otlp::{RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use reqwest::header::CONTENT_ENCODING;
 
 use crate::config::ExporterConfig;
 use crate::span::{InstrumentationScope as OurScope, Span, SpanKind, Status};
 use crate::value::{Attribute, Value};
 
-use super::{Answer, Chain, ExportError, ExporterError, Taken, exchange, http_client, retryable};
+use super::http::{self, Http};
+use super::{ExportError, ExporterError, Taken};
 
-/// An exporter of the library's, for one resource.
-pub(super) struct Library {
+/// The library's exporter, for one resource.
+pub(super) struct Json {
     exporter: Box<SpanExporter>,
     scope: InstrumentationScope,
-    /// For HTTP, where the client leaves what the error text does not say.
-    answers: Option<Answers>,
+    outcome: Outcome,
 }
 
-impl Library {
-    pub(super) fn grpc(
-        config: &ExporterConfig,
-        resource: &[Attribute],
-    ) -> Result<Self, ExporterError> {
-        Self::new(config, resource, grpc(config), None)
-    }
+/// How the last request ended, where the library's error does not say.
+type Outcome = Arc<Mutex<Option<Result<Taken, ExportError>>>>;
 
-    pub(super) fn http_json(
+impl Json {
+    pub(super) fn new(
         config: &ExporterConfig,
         resource: &[Attribute],
     ) -> Result<Self, ExporterError> {
-        let (exporter, answers) = http_json(config)?;
-        Self::new(config, resource, exporter, Some(answers))
-    }
-
-    fn new(
-        config: &ExporterConfig,
-        resource: &[Attribute],
-        exporter: Result<SpanExporter, ExporterBuildError>,
-        answers: Option<Answers>,
-    ) -> Result<Self, ExporterError> {
+        let outcome = Outcome::default();
+        let client = Client {
+            http: Http::new(config, http::JSON)?,
+            outcome: Arc::clone(&outcome),
+        };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_protocol(opentelemetry_otlp::Protocol::HttpJson)
+            .with_endpoint(&config.endpoint)
+            .with_timeout(config.timeout)
+            .with_retry_policy(RetryPolicy::disabled())
+            .build();
         let mut exporter = exporter.map_err(|source| ExporterError::Build {
             endpoint: config.endpoint.clone(),
             source,
@@ -65,137 +67,53 @@ impl Library {
         Ok(Self {
             exporter: Box::new(exporter),
             scope,
-            answers,
+            outcome,
         })
     }
 
-    pub(super) async fn export(&self, spans: &[Span]) -> Result<Taken, ExportError> {
+    /// One attempt.
+    pub(super) async fn send(&self, spans: &[Span]) -> Result<Taken, ExportError> {
         let data = spans
             .iter()
             .map(|span| span_data(span, &self.scope))
             .collect();
-        let Err(error) = self.exporter.export(data).await else {
-            return Ok(Taken::default());
-        };
-        Err(match &self.answers {
-            Some(answers) => match answers.take() {
-                Some(answer) => answer.into(),
-                None => retryable(error.to_string()),
-            },
-            None => classify_grpc(&error),
+        let said = self.exporter.export(data).await;
+        let outcome = lock(&self.outcome).take();
+        outcome.unwrap_or_else(|| {
+            // It did not come to a request: the same spans would fail again.
+            let reason = said.err().map(|error| error.to_string());
+            Err(ExportError::Refused {
+                reason: reason.unwrap_or_else(|| "no request was made".to_owned()),
+            })
         })
     }
 }
 
-fn grpc(config: &ExporterConfig) -> Result<SpanExporter, ExporterBuildError> {
-    use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
-    let mut metadata = MetadataMap::new();
-    for (key, value) in &config.headers {
-        if let (Ok(key), Ok(value)) = (
-            MetadataKey::from_bytes(key.to_ascii_lowercase().as_bytes()),
-            MetadataValue::try_from(value),
-        ) {
-            metadata.insert(key, value);
-        }
-    }
-    let mut builder = SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(&config.endpoint)
-        .with_timeout(config.timeout)
-        .with_metadata(metadata)
-        .with_retry_policy(RetryPolicy::disabled());
-    if config.endpoint.starts_with("https://") {
-        builder =
-            builder.with_tls_config(tonic::transport::ClientTlsConfig::new().with_native_roots());
-    }
-    if config.gzip {
-        builder = builder.with_compression(Compression::Gzip);
-    }
-    builder.build()
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type HttpExporter = (Result<SpanExporter, ExporterBuildError>, Answers);
-
-fn http_json(config: &ExporterConfig) -> Result<HttpExporter, ExporterError> {
-    let answers = Answers::default();
-    let client = Client {
-        inner: http_client(config)?,
-        answers: answers.clone(),
-    };
-    let mut builder = SpanExporter::builder()
-        .with_http()
-        .with_http_client(client)
-        .with_protocol(opentelemetry_otlp::Protocol::HttpJson)
-        .with_endpoint(&config.endpoint)
-        .with_timeout(config.timeout)
-        .with_headers(config.headers.iter().cloned().collect())
-        .with_retry_policy(RetryPolicy::disabled());
-    if config.gzip {
-        builder = builder.with_compression(Compression::Gzip);
-    }
-    Ok((builder.build(), answers))
-}
-
-fn classify_grpc(error: &OTelSdkError) -> ExportError {
-    const RETRYABLE: [&str; 7] = [
-        "Cancelled",
-        "DeadlineExceeded",
-        "ResourceExhausted",
-        "Aborted",
-        "OutOfRange",
-        "Unavailable",
-        "DataLoss",
-    ];
-    let reason = error.to_string();
-    // opentelemetry-otlp keeps the code only in its text.
-    let code = reason.split("gRPC code: ").nth(1).unwrap_or_default();
-    // A connection that fails below gRPC comes as Unknown with a source.
-    let below = code.starts_with("Unknown:") || code.is_empty();
-    if below || RETRYABLE.iter().any(|c| code.starts_with(c)) {
-        retryable(reason)
-    } else {
-        ExportError::Refused { reason }
-    }
-}
-
-/// Where the HTTP client leaves the last answer: the exporter's error text has
-/// neither the status nor Retry-After.
-#[derive(Debug, Clone, Default)]
-struct Answers(Arc<Mutex<Option<Answer>>>);
-
-impl Answers {
-    fn put(&self, answer: Answer) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
-    }
-
-    fn take(&self) -> Option<Answer> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
+/// What the library takes for its way to the network.
 #[derive(Debug)]
 struct Client {
-    inner: reqwest::Client,
-    answers: Answers,
+    http: Http,
+    outcome: Outcome,
 }
 
 #[async_trait::async_trait]
 impl opentelemetry_http::HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        match exchange(&self.inner, request.try_into()?).await {
-            Ok((answer, body)) => {
-                let mut response = Response::new(body);
-                if let Answer::Status { code, .. } = answer {
-                    *response.status_mut() = code.try_into()?;
-                }
-                self.answers.put(answer);
-                Ok(response)
-            }
-            Err(error) => {
-                self.answers.put(Answer::Failed(Chain(&error).to_string()));
-                Err(error.into())
-            }
+        let (head, mut body) = request.into_parts();
+        // It knows gzip alone, and compresses only if the environment says so.
+        if head.headers.contains_key(CONTENT_ENCODING) {
+            let mut plain = Vec::new();
+            GzDecoder::new(&body[..]).read_to_end(&mut plain)?;
+            body = plain.into();
         }
+        let outcome = self.http.send(body).await;
+        *lock(&self.outcome) = Some(outcome);
+        // The library has nothing to do with the answer.
+        Ok(Response::new(Bytes::new()))
     }
 }
 

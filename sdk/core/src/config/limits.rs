@@ -1,0 +1,80 @@
+//! How much of a span is kept.
+
+use super::env::Env;
+
+/// Most of what one span may hold. What is beyond is left out and counted in the
+/// span's `dropped_…_count`; text that is longer is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Attributes of a span.
+    pub attributes: usize,
+    /// Characters of an attribute's text, of the span, its events and its links. None:
+    /// all.
+    pub attribute_length: Option<usize>,
+    /// Events of a span.
+    pub events: usize,
+    /// Links of a span.
+    pub links: usize,
+    /// Attributes of an event.
+    pub event_attributes: usize,
+    /// Attributes of a link.
+    pub link_attributes: usize,
+}
+
+impl Default for Limits {
+    /// OpenTelemetry's own.
+    fn default() -> Self {
+        Self {
+            attributes: 128,
+            attribute_length: None,
+            events: 128,
+            links: 128,
+            event_attributes: 128,
+            link_attributes: 128,
+        }
+    }
+}
+
+impl Limits {
+    pub(super) fn read(env: &mut Env<'_>) -> Self {
+        let default = Self::default();
+        // A span's own limit goes before the one for everything.
+        let attributes = count(env, "OTEL_ATTRIBUTE_COUNT_LIMIT", default.attributes);
+        let length = limit(env, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", None);
+        Self {
+            attributes: count(env, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", attributes),
+            attribute_length: limit(env, "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", length),
+            events: count(env, "OTEL_SPAN_EVENT_COUNT_LIMIT", default.events),
+            links: count(env, "OTEL_SPAN_LINK_COUNT_LIMIT", default.links),
+            event_attributes: count(
+                env,
+                "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+                default.event_attributes,
+            ),
+            link_attributes: count(
+                env,
+                "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+                default.link_attributes,
+            ),
+        }
+    }
+}
+
+/// 0 is a limit like any other: none of them.
+fn count(env: &mut Env<'_>, name: &str, default: usize) -> usize {
+    env.parsed(name, "is not a whole number", default, |_| true)
+}
+
+fn limit(env: &mut Env<'_>, name: &str, default: Option<usize>) -> Option<usize> {
+    let Some(value) = env.text(name) else {
+        return default;
+    };
+    match value.parse() {
+        Ok(length) => Some(length),
+        Err(_) => {
+            let instead = default.map_or("no limit".to_owned(), |n| n.to_string());
+            env.wrong(name, &value, "is not a whole number", instead);
+            default
+        }
+    }
+}
