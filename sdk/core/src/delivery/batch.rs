@@ -16,15 +16,13 @@ use crate::decode;
 use crate::encode::{self, Out};
 use crate::id::SpanId;
 use crate::queue::DecodedSpan;
-use crate::span::{PhaseOrigin, Place, ScopeId, Source, Span};
+use crate::span::{Moment, PhaseOrigin, Place, ScopeId, Source, Span};
 
 use super::envelopes::Envelopes;
 
 /// A Collector's usual limit on a gRPC message is 4 MiB; one span is far below
 /// the rest.
 const FULL_BYTES: usize = 3 << 20;
-/// Rough bytes that a span takes beside its encoding.
-const BESIDE: usize = 64;
 
 /// Spans of one process, by instrumentation scope, in the order they were finished.
 pub struct Batch {
@@ -33,6 +31,8 @@ pub struct Batch {
     /// Where that begins.
     body: usize,
     entries: Vec<Entry>,
+    /// Bytes that it takes.
+    memory: usize,
     /// When its first span came.
     pub(super) since: Instant,
     /// When its last span came.
@@ -42,6 +42,17 @@ pub struct Batch {
 struct Entry {
     span_id: SpanId,
     origin: Option<Box<PhaseOrigin>>,
+}
+
+impl Entry {
+    /// Bytes of what it points to; the actions' names are the vocabulary's.
+    fn beside(&self) -> usize {
+        self.origin.as_ref().map_or(0, |origin| {
+            size_of::<PhaseOrigin>()
+                + origin.request_id.len()
+                + origin.seen.capacity() * size_of::<Moment>()
+        })
+    }
 }
 
 /// What a batch that has gone leaves to another: pages that are there already.
@@ -66,6 +77,8 @@ pub(super) struct OpenBatch {
     room: usize,
     runs: Vec<Run>,
     entries: Vec<Entry>,
+    /// Bytes of what the entries point to.
+    origins: usize,
     since: Option<Instant>,
     until: Instant,
 }
@@ -83,6 +96,7 @@ impl OpenBatch {
             room,
             runs: Vec::new(),
             entries,
+            origins: 0,
             since: None,
             until: Instant::now(),
         }
@@ -91,10 +105,12 @@ impl OpenBatch {
     pub(super) fn push(&mut self, span: Span, scope: ScopeId, now: Instant) {
         self.begin(scope, now);
         encode::span(&span, &mut self.buffer);
-        self.entries.push(Entry {
+        let entry = Entry {
             span_id: span.span_id,
             origin: span.origin,
-        });
+        };
+        self.origins += entry.beside();
+        self.entries.push(entry);
     }
 
     pub(super) fn push_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
@@ -123,7 +139,7 @@ impl OpenBatch {
     }
 
     pub(super) fn memory(&self) -> usize {
-        self.buffer.len() + self.entries.len() * BESIDE
+        self.buffer.capacity() + self.entries.capacity() * size_of::<Entry>() + self.origins
     }
 
     pub(super) fn since(&self) -> Option<Instant> {
@@ -135,13 +151,21 @@ impl OpenBatch {
     }
 
     /// The batch, and an empty one in its place. None: there is no span in it.
-    pub(super) fn seal(&mut self, envelopes: &mut Envelopes, memory: Memory) -> Option<Batch> {
+    pub(super) fn seal(&mut self, envelopes: &mut Envelopes, mut memory: Memory) -> Option<Batch> {
         let since = self.since?;
+        if memory.buffer.capacity() == 0 {
+            // Nothing comes back while no Collector takes any: as much as this one
+            // and a little more, for growing would end with up to twice of it.
+            let bytes = self.buffer.len();
+            memory.buffer.reserve_exact(bytes + bytes / 8);
+            memory.entries.reserve_exact(self.entries.len());
+        }
         let next = Self::new(envelopes, memory);
         let full = std::mem::replace(self, next);
-        let until = full.until;
+        let (until, origins) = (full.until, full.origins);
         let (buffer, body, entries) = full.close(envelopes);
         Some(Batch {
+            memory: buffer.capacity() + entries.capacity() * size_of::<Entry>() + origins,
             buffer: buffer.into(),
             body,
             entries,
@@ -215,7 +239,7 @@ impl Batch {
     }
 
     pub(super) fn memory(&self) -> usize {
-        self.buffer.len() + self.entries.len() * BESIDE
+        self.memory
     }
 
     pub(super) fn span_ids(&self) -> Vec<SpanId> {
