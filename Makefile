@@ -2,12 +2,15 @@
 # make test    the tests
 # make lint    format, clippy, ruff, types
 # make bench   what a span costs
+# make chaos   a million spans through outages of every kind; outage: an hour without a
+#              Collector; interpreters: the tests on every CPython that can be had
 # make module  the nginx module; wheel: the Python wheel; command: the command
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test lint bench module wheel command fmt clean test-rust test-python collector
+.PHONY: all demo test lint bench chaos outage interpreters module wheel command fmt clean \
+    test-rust test-python collector
 
 T := target
 VENV := $(T)/venv
@@ -94,6 +97,22 @@ bench: $(T)/.wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
 	cargo bench --locked -p omnitrace
 	$(PYTHON) tests/bench/python.py
+
+chaos: $(T)/.packages command $(T)/.wheel collector
+	@[ -x $(T)/peers/otelcol ] || { echo "make chaos builds the Collector and needs Go" >&2; exit 1; }
+	CHAOS_SPANS=$${CHAOS_SPANS:-1000000} CHAOS_OUTAGES=$${CHAOS_OUTAGES:-24} \
+	    $(VENV)/bin/pytest -q tests/chaos/test_chaos.py
+
+outage: $(T)/.wheel
+	OUTAGE_SPANS=$${OUTAGE_SPANS:-72000000} $(VENV)/bin/pytest -q tests/chaos/test_outage.py
+
+# For the oldest C library: what is built for this one does not run on older systems.
+interpreters: $(T)/.packages $(T)/.venv command
+	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/interpreters/requirements.txt
+	@rm -rf $(T)/interpreters/wheel
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" maturin build --locked --release -q -m py-bindings/Cargo.toml \
+	    --zig --compatibility manylinux2014 -o $(T)/interpreters/wheel
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python tests/interpreters/interpreters.py $(T)/interpreters/wheel/*.whl
 
 clean:
 	rm -rf $(T)

@@ -21,7 +21,9 @@ mod _omnitrace {
     #[pymodule_export]
     use super::context::SpanContext;
     #[pymodule_export]
-    use super::lifecycle::{after_fork_in_child, flush, init, shutdown, stats};
+    use super::lifecycle::{after_fork_in_child, after_fork_in_parent, before_fork};
+    #[pymodule_export]
+    use super::lifecycle::{flush, init, shutdown, stats};
     #[pymodule_export]
     use super::span::Span;
 

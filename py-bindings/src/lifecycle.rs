@@ -200,6 +200,20 @@ pub(crate) fn stats(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(books)
 }
 
+/// Called by a thread that is about to fork.
+#[pyfunction]
+#[pyo3(name = "_before_fork")]
+pub(crate) fn before_fork(py: Python<'_>) {
+    process::before_fork(py);
+}
+
+/// Called by the same thread after it, whether there is a child or not.
+#[pyfunction]
+#[pyo3(name = "_after_fork_in_parent")]
+pub(crate) fn after_fork_in_parent(py: Python<'_>) {
+    process::after_fork_in_parent(py);
+}
+
 /// Called in a forked child before anything else runs there.
 #[pyfunction]
 #[pyo3(name = "_after_fork_in_child")]

@@ -1,6 +1,7 @@
 //! The one pipeline of this process: started when first needed, and again in a
 //! forked child.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,15 @@ static FORKS: AtomicU64 = AtomicU64::new(0);
 /// Spans that came after shutdown.
 static LATE: AtomicU64 = AtomicU64::new(0);
 static STATE: Mutex<State> = Mutex::new(State::NEW);
+
+/// How long a fork waits for the exporter thread to be out of the way. It is there
+/// after every fork all the same; a child is only safer without.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+thread_local! {
+    /// The pipelines that are paused because this thread forks.
+    static PAUSED: RefCell<Vec<Arc<Pipeline>>> = const { RefCell::new(Vec::new()) };
+}
 
 struct State {
     config: Option<Config>,
@@ -87,7 +97,12 @@ pub(crate) fn forks() -> u64 {
 
 /// Counts a span that came after shutdown.
 pub(crate) fn count_late_span() {
-    LATE.fetch_add(1, Ordering::Relaxed);
+    if LATE.fetch_add(1, Ordering::Relaxed) == 0 {
+        tracing::warn!(
+            target: "omnitrace",
+            "spans that end after shutdown() are dropped; stats() counts them"
+        );
+    }
 }
 
 fn start() -> Option<Arc<Recorder>> {
@@ -177,14 +192,36 @@ pub(crate) fn stats() -> Stats {
     stats
 }
 
+/// Frees the process of the exporter thread for as long as this thread forks.
+pub(crate) fn before_fork(py: Python<'_>) {
+    let Some(pipeline) = state().pipeline.clone() else {
+        return;
+    };
+    // Our thread may be waiting for the GIL, to log something.
+    py.detach(|| pipeline.pause(LONGEST_PAUSE));
+    PAUSED.with_borrow_mut(|paused| paused.push(pipeline));
+}
+
+/// Goes on where [`before_fork`] has stopped.
+pub(crate) fn after_fork_in_parent(py: Python<'_>) {
+    let Some(pipeline) = PAUSED.with_borrow_mut(Vec::pop) else {
+        return;
+    };
+    if let Err(error) = py.detach(|| pipeline.resume()) {
+        tracing::error!(target: "omnitrace", "{error}; nothing is traced in this process");
+    }
+}
+
 /// Forgets what belongs to the parent: its thread is not here, its sockets and
 /// buffered spans are its own. The child starts anew when it first records.
 pub(crate) fn forget_parent() {
     omnitrace::after_fork_in_child();
     FORKS.fetch_add(1, Ordering::Relaxed);
+    // Dropping any of it would close what the parent uses, or tell a thread that
+    // does not exist here to end.
+    PAUSED.with_borrow_mut(|paused| paused.drain(..).for_each(std::mem::forget));
     let mut state = state();
     if let Some(pipeline) = state.pipeline.take() {
-        // Dropping it would tell a thread that does not exist here to end.
         std::mem::forget(pipeline);
     }
     if let Some(recorder) = RECORDER.swap(None) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -48,6 +49,10 @@ LOG = re.compile(r"^LOG (\w+) (\S+): (.*)$", re.MULTILINE)
 TIMEOUT = 120
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = Path(os.environ.get("OMNITRACE_COMMAND") or REPOSITORY / "target/release/omnitrace")
+PYTHON = os.environ.get("OMNITRACE_PYTHON") or sys.executable
+"""The interpreter under test; `make interpreters` names others than the tests' own, and where
+omnitrace is for them."""
+SITE = os.environ.get("OMNITRACE_SITE")
 
 NODE = "10.0.0.2"
 
@@ -90,6 +95,8 @@ class Program:
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint,
             "OTEL_RESOURCE_ATTRIBUTES": f"host.ip={NODE}",
             "TRACE_OUTPUT_DIRECTORY": str(self.directory),
+            "PYTHONFAULTHANDLER": "1",
+            "PYTHONPATH": SITE,
             **variables,
         }
         return clean | {k: v for k, v in settings.items() if v is not None}
@@ -103,7 +110,7 @@ class Program:
             file = self.workplace / f"program{number}.py"
             file.write_text(PRELUDE + before + textwrap.dedent(code))
         process = subprocess.Popen(
-            [sys.executable, str(file), *args],
+            [PYTHON, str(file), *args],
             env=self.environment(**variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -141,7 +148,8 @@ class Running:
         try:
             out, err = self.process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            # Says where each thread is.
+            self.process.send_signal(signal.SIGABRT)
             out, err = self.process.communicate()
             raise AssertionError(f"the program hangs\n{out}\n{err}") from None
         said = [json.loads(line) for line in out.splitlines()]

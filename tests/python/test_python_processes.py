@@ -210,3 +210,16 @@ def test_a_fork_during_an_export_to_a_silent_collector_neither_hangs_nor_loses(
         "parent": 1,
     }
     assert all(f"<<<Action: {who[pid]}; " in text for pid, text in files.items())
+
+
+def test_a_fork_finds_no_thread_of_ours(program: Program, sink: Sink) -> None:
+    running = program.start("forks.py", OTEL_BSP_SCHEDULE_DELAY="0")
+    sink.wait(lambda sink: len(sink.spans) == 3)
+    sink.script = ["silent"]
+    running.tell()
+    # The main thread; with the one that forks; with the one that flushes.
+    assert running.hear() == [1, 2, 2]
+    sink.ending.set()
+    [books] = running.end().said
+    assert (books["created"], books["exported"], books["logged"]) == (2, 1, 1)
+    assert Counter(span.name for span in sink.spans) == {"parent": 1, "child": 2}

@@ -9,6 +9,8 @@ __all__ = [
     "SpanContext",
     "__version__",
     "_after_fork_in_child",
+    "_after_fork_in_parent",
+    "_before_fork",
     "action",
     "extract",
     "flush",
@@ -223,4 +225,6 @@ def shutdown(timeout: float = 2.0) -> None:
 def stats() -> _Stats:
     """The books of this process, as of the exporter thread's last round."""
 
+def _before_fork() -> None: ...
+def _after_fork_in_parent() -> None: ...
 def _after_fork_in_child() -> None: ...

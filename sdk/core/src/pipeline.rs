@@ -1,20 +1,20 @@
 //! One process's way from records to delivered spans: a recorder for the host's
 //! threads, and one thread that does everything else.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+mod bell;
+mod wire;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::clock::{self, Steering};
 use crate::config::Config;
 use crate::context::SpanContext;
-use crate::delivery::otlp::{ExportError, OtlpExporter, Taken};
 use crate::delivery::{Delivery, Stats};
 use crate::diagnostics;
 use crate::event::{ActionName, Event, Parent};
@@ -26,8 +26,13 @@ use crate::recorder::Recorder;
 use crate::span::Source;
 use crate::value::{Attribute, Value};
 
+use bell::Bell;
+use wire::Wire;
+
 /// How often the queue is emptied when nothing asks for it sooner.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
+/// For how long the thread attends to a connection and to nothing else.
+const SLICE: Duration = Duration::from_millis(10);
 
 /// Why a pipeline did not start.
 #[derive(Debug, thiserror::Error)]
@@ -40,54 +45,112 @@ pub enum StartError {
 /// A running recorder with its exporter thread.
 pub struct Pipeline {
     recorder: Arc<Recorder>,
-    commands: UnboundedSender<Command>,
+    commands: Sender<Command>,
+    bell: Arc<Bell>,
     stats: Arc<Mutex<Stats>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The thread's number in the kernel.
+    thread_id: Arc<AtomicU32>,
+    /// The work of a thread that is away.
+    seat: Seat,
 }
 
-enum Command {
-    /// Deliver what is there by the deadline; answers whether all of it is safe.
-    Flush {
-        deadline: Instant,
-        done: mpsc::Sender<bool>,
-    },
-    /// The same, close every request, and end.
-    Shutdown {
-        deadline: Instant,
-        done: mpsc::Sender<bool>,
-    },
+type Seat = Arc<Mutex<Option<Box<Worker>>>>;
+
+/// Deliver what is there by the deadline; answers whether all of it is safe.
+struct Command {
+    /// Before that, close every request; after it, end.
+    ends: bool,
+    deadline: Instant,
+    done: Sender<bool>,
+    /// The Collector has not taken a batch: the rest need not be tried.
+    gives_up: bool,
 }
 
 impl Pipeline {
     /// Starts the exporter thread.
     pub fn start(config: Config) -> Result<Self, StartError> {
         diagnostics::set_level(config.log_level);
-        let wake = Arc::new(Notify::new());
-        let ring = Arc::clone(&wake);
-        let queue = Queue::new(config.queue_bytes, Box::new(move || ring.notify_one()));
+        let bell = Arc::new(Bell::default());
+        let ring = Arc::clone(&bell);
+        let queue = Queue::new(config.queue_bytes, Box::new(move || ring.ring()));
         let recorder = Arc::new(Recorder::new(&config, queue));
         let stats = Arc::new(Mutex::new(Stats::default()));
-        let (commands, inbox) = unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let (commands, inbox) = mpsc::channel();
+        let pipeline = Self {
+            recorder: Arc::clone(&recorder),
+            commands,
+            bell: Arc::clone(&bell),
+            stats: Arc::clone(&stats),
+            thread: Mutex::default(),
+            thread_id: Arc::default(),
+            seat: Seat::default(),
+        };
+        pipeline.spawn(move |_| {
+            let worker = Worker::new(config, recorder, stats, bell, inbox);
+            Some(Box::new(worker))
+        })?;
+        Ok(pipeline)
+    }
+
+    fn spawn(
+        &self,
+        worker: impl FnOnce(&Seat) -> Option<Box<Worker>> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let (seat, thread_id) = (Arc::clone(&self.seat), Arc::clone(&self.thread_id));
         let thread = std::thread::Builder::new()
             .name("omnitrace".to_owned())
-            .spawn({
-                let (recorder, stats) = (Arc::clone(&recorder), Arc::clone(&stats));
-                move || {
-                    let worker = runtime.block_on(async { Worker::new(config, recorder, stats) });
-                    runtime.block_on(worker.run(wake, inbox));
-                    // What hangs in a connection must not hold up the exit.
-                    runtime.shutdown_background();
+            .spawn(move || {
+                thread_id.store(legacy_log::thread_id(), Ordering::Release);
+                if let Some(worker) = worker(&seat) {
+                    let left = worker.run();
+                    *lock(&seat) = left;
                 }
             })?;
-        Ok(Self {
-            recorder,
-            commands,
-            stats,
-            thread: Mutex::new(Some(thread)),
-        })
+        *lock(&self.thread) = Some(thread);
+        Ok(())
+    }
+
+    /// Ends the exporter thread until [`Self::resume`], of which each call wants
+    /// one. Nothing of this pipeline runs meanwhile, and nothing is lost. False: it
+    /// has not got away within `timeout`.
+    ///
+    /// A fork wants this: what another thread has locked in the C library or in us
+    /// stays locked in the child for ever.
+    pub fn pause(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        self.bell.send_away();
+        let mut thread = lock(&self.thread);
+        // The kernel still counts it for a moment after its last word.
+        while thread.as_ref().is_some_and(|t| !t.is_finished()) || self.is_in_kernel() {
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        if let Some(thread) = thread.take() {
+            // A panic is in stderr.
+            let _ = thread.join();
+        }
+        self.thread_id.store(0, Ordering::Release);
+        true
+    }
+
+    fn is_in_kernel(&self) -> bool {
+        let id = self.thread_id.load(Ordering::Acquire);
+        id != 0 && Path::new("/proc/self/task").join(id.to_string()).exists()
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&self) -> Result<(), StartError> {
+        if !self.bell.call_back() {
+            return Ok(());
+        }
+        if let Some(thread) = lock(&self.thread).take() {
+            // It has left too late for the pause, so it ends now.
+            let _ = thread.join();
+        }
+        self.spawn(|seat| lock(seat).take())
     }
 
     /// What the host's threads record with.
@@ -99,21 +162,14 @@ impl Pipeline {
     /// A Collector that does not take it now is not waited for. False: the time
     /// ran out or something had to be dropped.
     pub fn flush(&self, timeout: Duration) -> bool {
-        self.ask(timeout, |deadline, done| Command::Flush { deadline, done })
+        self.ask(timeout, false)
     }
 
     /// Closes every request, delivers or logs everything within `timeout`, and
     /// ends the thread.
     pub fn shutdown(&self, timeout: Duration) -> Stats {
-        let ended = self.ask(timeout, |deadline, done| Command::Shutdown {
-            deadline,
-            done,
-        });
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let ended = self.ask(timeout, true);
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread
             && (ended || thread.is_finished())
         {
@@ -125,11 +181,7 @@ impl Pipeline {
 
     /// The books as of the thread's last round, and what the queue has lost.
     pub fn stats(&self) -> Stats {
-        let mut stats = self
-            .stats
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let mut stats = lock(&self.stats).clone();
         let lost_spans = self.recorder.lost_spans();
         stats.events_lost = self.recorder.queue.lost().saturating_sub(lost_spans);
         if lost_spans > 0 {
@@ -139,19 +191,18 @@ impl Pipeline {
         stats
     }
 
-    fn ask(
-        &self,
-        timeout: Duration,
-        command: impl FnOnce(Instant, mpsc::Sender<bool>) -> Command,
-    ) -> bool {
+    fn ask(&self, timeout: Duration, ends: bool) -> bool {
         let (done, answer) = mpsc::channel();
-        if self
-            .commands
-            .send(command(Instant::now() + timeout, done))
-            .is_err()
-        {
+        let command = Command {
+            ends,
+            deadline: Instant::now() + timeout,
+            done,
+            gives_up: false,
+        };
+        if self.commands.send(command).is_err() {
             return false;
         }
+        self.bell.ring();
         // The thread keeps the deadline; the margin is for a busy machine.
         answer
             .recv_timeout(timeout + Duration::from_millis(500))
@@ -159,14 +210,16 @@ impl Pipeline {
     }
 }
 
-type Export = Pin<Box<dyn Future<Output = Result<Taken, ExportError>>>>;
-
 /// The exporter thread's state.
 struct Worker {
     recorder: Arc<Recorder>,
     assembler: Assembler,
     delivery: Delivery,
-    exporter: Option<Arc<OtlpExporter>>,
+    wire: Option<Wire>,
+    bell: Arc<Bell>,
+    inbox: Receiver<Command>,
+    /// The command that is being carried out.
+    asked: Option<Command>,
     source: Arc<Source>,
     steering: Steering,
     began: Instant,
@@ -178,24 +231,27 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(mut config: Config, recorder: Arc<Recorder>, stats: Arc<Mutex<Stats>>) -> Self {
+    fn new(
+        mut config: Config,
+        recorder: Arc<Recorder>,
+        stats: Arc<Mutex<Stats>>,
+        bell: Arc<Bell>,
+        inbox: Receiver<Command>,
+    ) -> Self {
         let resource = resource(&config);
         let source = Arc::new(Source {
             role: config.role.as_str().into(),
             node: config.node.as_str().into(),
         });
-        let exporter = config
+        let wire = config
             .exporter
-            .as_ref()
-            .map(|e| OtlpExporter::new(e, Arc::clone(&source), &resource));
-        let exporter = match exporter.transpose() {
-            Ok(exporter) => exporter.map(Arc::new),
-            Err(error) => {
-                tracing::error!("{error}; spans go to the legacy log");
-                config.exporter = None;
-                None
-            }
-        };
+            .clone()
+            .map(|e| Wire::new(e, Arc::clone(&source), resource.clone()));
+        let wire = wire.transpose().unwrap_or_else(|error| {
+            tracing::error!("{error}; spans go to the legacy log");
+            config.exporter = None;
+            None
+        });
         Self {
             assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process),
             delivery: Delivery::new(
@@ -205,7 +261,10 @@ impl Worker {
                 Arc::clone(&recorder.scopes),
             ),
             source,
-            exporter,
+            wire,
+            bell,
+            inbox,
+            asked: None,
             recorder,
             steering: Steering::new(),
             began: Instant::now(),
@@ -215,50 +274,104 @@ impl Worker {
         }
     }
 
-    async fn run(mut self, wake: Arc<Notify>, mut inbox: UnboundedReceiver<Command>) {
-        let mut on_wire: Option<Export> = None;
+    /// Until the end; or until the thread is to be away, then it comes back.
+    fn run(mut self: Box<Self>) -> Option<Box<Self>> {
         loop {
-            self.start_export(&mut on_wire, false);
-            self.publish();
-            let pause = tokio::time::sleep(self.pause());
-            tokio::select! {
-                () = pause => {}
-                () = wake.notified() => {}
-                result = ready(&mut on_wire) => {
-                    on_wire = None;
-                    self.delivery.settle(result, Instant::now(), clock::now());
-                }
-                command = inbox.recv() => match command {
-                    Some(Command::Flush { deadline, done }) => {
-                        self.drain();
-                        let safe = self.deliver_all(&mut on_wire, deadline).await;
-                        self.publish();
-                        // Whoever asked may have stopped waiting.
-                        let _ = done.send(safe);
-                    }
-                    Some(Command::Shutdown { deadline, done }) => {
-                        self.close();
-                        let safe = self.deliver_all(&mut on_wire, deadline).await;
-                        self.publish();
-                        let _ = done.send(safe);
-                        return;
-                    }
-                    // The pipeline was dropped without a shutdown.
-                    None => {
-                        self.close();
-                        self.delivery.spill_wire();
-                        self.delivery.spill_waiting();
-                        self.publish();
-                        return;
-                    }
-                },
+            if self.bell.leaves() {
+                return Some(self);
             }
+            if self.asked.is_none() {
+                match self.inbox.try_recv() {
+                    Ok(command) => self.begin(command),
+                    Err(TryRecvError::Empty) => {}
+                    Err(TryRecvError::Disconnected) => {
+                        self.abandon();
+                        return None;
+                    }
+                }
+            }
+            self.start_export();
+            if let Some(command) = self.asked.take_if(|c| is_done(c, self.wire.as_ref())) {
+                let safe = self.leave_nothing();
+                self.publish();
+                if let Some(wire) = self.wire.take_if(|_| command.ends) {
+                    wire.end();
+                }
+                // Whoever asked may have stopped waiting.
+                let _ = command.done.send(safe);
+                if command.ends {
+                    return None;
+                }
+            }
+            self.publish();
+            self.wait();
+        }
+    }
+
+    fn begin(&mut self, command: Command) {
+        self.bell.has_rung();
+        if command.ends {
+            self.close();
+        } else {
+            self.drain();
+        }
+        self.asked = Some(command);
+    }
+
+    /// The pipeline was dropped without a shutdown.
+    fn abandon(&mut self) {
+        self.close();
+        self.delivery.spill_wire();
+        self.delivery.spill_waiting();
+        self.publish();
+        if let Some(wire) = self.wire.take() {
+            wire.end();
+        }
+    }
+
+    /// Exports what is due; everything that waits, where somebody asks for that.
+    fn start_export(&mut self) {
+        let all = self.asked.is_some();
+        let gives_up = self.asked.as_ref().is_some_and(|c| c.gives_up);
+        if let Some(wire) = &mut self.wire
+            && !wire.is_busy()
+            && !gives_up
+            && let Some(batch) = self.delivery.next_batch(Instant::now(), all)
+        {
+            wire.send(batch);
+        }
+    }
+
+    /// Until there is something to do.
+    fn wait(&mut self) {
+        let longest = match &self.asked {
+            Some(command) => command.deadline.saturating_duration_since(Instant::now()),
+            None => self.until_due(),
+        };
+        let mut is_idle = true;
+        match &mut self.wire {
+            Some(wire) if wire.is_busy() => {
+                if let Some(outcome) = wire.carry_on(longest.min(SLICE)) {
+                    self.delivery.settle(outcome, Instant::now(), clock::now());
+                    if let Some(command) = &mut self.asked {
+                        command.gives_up = self.delivery.is_failing();
+                    }
+                } else {
+                    is_idle = false;
+                }
+            }
+            _ => self.bell.sleep(longest),
+        }
+        // Who asks for what there is does not wait for what comes meanwhile, unless
+        // there is no room for it.
+        let is_time = is_idle || self.now.elapsed() >= DRAIN_EVERY;
+        if self.bell.has_rung() || self.asked.is_none() && is_time {
             self.drain();
         }
     }
 
-    /// Until the next round: the usual pause, or less when a batch is due.
-    fn pause(&self) -> Duration {
+    /// The usual pause, or less when a batch is due.
+    fn until_due(&self) -> Duration {
         let due = self.delivery.wake_at();
         due.map_or(DRAIN_EVERY, |at| {
             at.saturating_duration_since(Instant::now())
@@ -266,39 +379,14 @@ impl Worker {
         })
     }
 
-    fn start_export(&mut self, on_wire: &mut Option<Export>, all: bool) {
-        let Some(exporter) = &self.exporter else {
-            return;
-        };
-        if on_wire.is_none()
-            && let Some(batch) = self.delivery.next_batch(Instant::now(), all)
+    /// What the Collector has not taken by now goes to the legacy log; whether all
+    /// is safe.
+    fn leave_nothing(&mut self) -> bool {
+        if let Some(wire) = &mut self.wire
+            && wire.is_busy()
         {
-            let exporter = Arc::clone(exporter);
-            *on_wire = Some(Box::pin(async move { exporter.export(&batch).await }));
-        }
-    }
-
-    /// Exports everything that waits; what is not taken goes to the legacy log.
-    async fn deliver_all(&mut self, on_wire: &mut Option<Export>, deadline: Instant) -> bool {
-        loop {
-            self.start_export(on_wire, true);
-            if on_wire.is_none() {
-                break;
-            }
-            match tokio::time::timeout_at(deadline.into(), ready(on_wire)).await {
-                Ok(result) => {
-                    *on_wire = None;
-                    self.delivery.settle(result, Instant::now(), clock::now());
-                    if self.delivery.is_failing() {
-                        break;
-                    }
-                }
-                Err(_) => {
-                    *on_wire = None;
-                    self.delivery.abandon_wire();
-                    break;
-                }
-            }
+            wire.hang_up();
+            self.delivery.abandon_wire();
         }
         self.delivery.spill_waiting();
         let lost = self.delivery.stats.dropped_total() + self.recorder.queue.lost();
@@ -403,7 +491,7 @@ impl Worker {
             in_flight,
             ..self.delivery.stats.clone()
         };
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+        *lock(&self.stats) = stats;
     }
 }
 
@@ -450,12 +538,14 @@ fn log_event(assembler: &Assembler, delivery: &mut Delivery, event: &Event<'_>) 
     delivery.buffer_event(entry);
 }
 
-/// Waits for the export on the wire; for ever when there is none.
-async fn ready(on_wire: &mut Option<Export>) -> Result<Taken, ExportError> {
-    match on_wire {
-        Some(export) => export.await,
-        None => std::future::pending().await,
-    }
+/// Whether all that can be done for it has been.
+fn is_done(command: &Command, wire: Option<&Wire>) -> bool {
+    let is_busy = wire.is_some_and(Wire::is_busy);
+    !is_busy || command.gives_up || Instant::now() >= command.deadline
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What describes this process to the Collector.

@@ -17,15 +17,13 @@ use crate::decode;
 use crate::encode::{self, Out};
 use crate::id::SpanId;
 use crate::queue::DecodedSpan;
-use crate::span::{PhaseOrigin, Place, ScopeId, Source, Span};
+use crate::span::{Moment, PhaseOrigin, Place, ScopeId, Source, Span};
 
 use super::envelopes::Envelopes;
 
 /// A Collector's usual limit on a gRPC message is 4 MiB; one span is far below
 /// the rest.
 const FULL_BYTES: usize = 3 << 20;
-/// Rough bytes that a span takes beside its encoding.
-const BESIDE: usize = 64;
 
 /// Spans of one process, by instrumentation scope, in the order they were finished.
 pub struct Batch {
@@ -37,6 +35,8 @@ pub struct Batch {
     /// Of those that are phases' spans, in their order: all of them are omnitrace's
     /// own scope's.
     origins: Vec<PhaseOrigin>,
+    /// Bytes that it takes.
+    memory: usize,
     /// When its first span came.
     pub(super) since: Instant,
     /// When its last span came.
@@ -46,6 +46,11 @@ pub struct Batch {
 struct Entry {
     span_id: SpanId,
     is_phase: bool,
+}
+
+/// Bytes of what a phase's origin points to; the actions' names are the vocabulary's.
+fn beside(origin: &PhaseOrigin) -> usize {
+    origin.request_id.len() + origin.seen.capacity() * size_of::<Moment>()
 }
 
 /// What a batch that has gone leaves to another: pages that are there already.
@@ -71,6 +76,8 @@ pub(super) struct OpenBatch {
     runs: Vec<Run>,
     entries: Vec<Entry>,
     origins: Vec<PhaseOrigin>,
+    /// Bytes of what those point to.
+    beside: usize,
     since: Option<Instant>,
     until: Instant,
 }
@@ -89,6 +96,7 @@ impl OpenBatch {
             runs: Vec::new(),
             entries,
             origins: Vec::new(),
+            beside: 0,
             since: None,
             until: Instant::now(),
         }
@@ -117,6 +125,7 @@ impl OpenBatch {
             span_id,
             is_phase: origin.is_some(),
         });
+        self.beside += origin.as_ref().map_or(0, beside);
         self.origins.extend(origin);
     }
 
@@ -137,7 +146,10 @@ impl OpenBatch {
     }
 
     pub(super) fn memory(&self) -> usize {
-        self.buffer.len() + self.entries.len() * BESIDE
+        self.buffer.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.origins.capacity() * size_of::<PhaseOrigin>()
+            + self.beside
     }
 
     pub(super) fn since(&self) -> Option<Instant> {
@@ -149,15 +161,26 @@ impl OpenBatch {
     }
 
     /// The batch, and an empty one in its place. None: there is no span in it.
-    pub(super) fn seal(&mut self, envelopes: &mut Envelopes, memory: Memory) -> Option<Batch> {
+    pub(super) fn seal(&mut self, envelopes: &mut Envelopes, mut memory: Memory) -> Option<Batch> {
         let since = self.since?;
+        if memory.buffer.capacity() == 0 {
+            // Nothing comes back while no Collector takes any: as much as this one
+            // and a little more, for growing would end with up to twice of it.
+            let bytes = self.buffer.len();
+            memory.buffer.reserve_exact(bytes + bytes / 8);
+            memory.entries.reserve_exact(self.entries.len());
+        }
         let next = Self::new(envelopes, memory);
         let mut full = std::mem::replace(self, next);
-        let until = full.until;
+        let (until, beside) = (full.until, full.beside);
         let origins = std::mem::take(&mut full.origins);
         self.origins.reserve(origins.len());
         let (buffer, body, entries) = full.close(envelopes);
         Some(Batch {
+            memory: buffer.capacity()
+                + entries.capacity() * size_of::<Entry>()
+                + origins.capacity() * size_of::<PhaseOrigin>()
+                + beside,
             buffer: buffer.into(),
             body,
             entries,
@@ -232,7 +255,7 @@ impl Batch {
     }
 
     pub(super) fn memory(&self) -> usize {
-        self.buffer.len() + self.entries.len() * BESIDE
+        self.memory
     }
 
     pub(super) fn span_ids(&self) -> Vec<SpanId> {

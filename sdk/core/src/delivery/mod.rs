@@ -235,6 +235,14 @@ impl Delivery {
     fn spill_first(&mut self) {
         if let Some(batch) = self.waiting.pop_front() {
             self.spill(&batch);
+            self.reuse(batch);
+        }
+    }
+
+    /// The next batch takes the memory of one that has gone.
+    fn reuse(&mut self, batch: Arc<Batch>) {
+        if let Some(batch) = Arc::into_inner(batch) {
+            self.spare = batch.into_memory();
         }
     }
 
@@ -388,9 +396,7 @@ impl Delivery {
         match result {
             Ok(taken) => {
                 self.book_taken(&batch, &taken, wall);
-                if let Some(batch) = Arc::into_inner(batch) {
-                    self.spare = batch.into_memory();
-                }
+                self.reuse(batch);
             }
             Err(ExportError::Refused { reason }) => {
                 self.stats.last_error = Some(reason);

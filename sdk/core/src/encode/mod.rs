@@ -70,6 +70,11 @@ impl Out {
         self.at
     }
 
+    /// Bytes of memory, written or not.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub(crate) fn written(&self) -> &[u8] {
         &self.bytes[..self.at]
     }

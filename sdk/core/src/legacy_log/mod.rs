@@ -11,4 +11,4 @@ pub(crate) use entry::{Entry, event_entry, loose_entry, merge, span_entries};
 pub(crate) use line::LineFormatter;
 pub use line::{ActionLine, Line, LineError, MARKER, parse_line};
 pub use span_suffix::{EventSuffix, LinkSuffix, ScopeSuffix, SpanSuffix};
-pub(crate) use writer::LegacyLog;
+pub(crate) use writer::{LegacyLog, thread_id};
