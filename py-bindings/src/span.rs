@@ -174,10 +174,9 @@ impl Span {
             (Some(context), _) => (context.trace_id, context.flags),
             (None, Some(id)) => {
                 let id = text(id.bind(py));
-                with_recorder(|recorder| Some(recorder.trace_of(&id)))
-                    .unwrap_or_else(|| (TraceId::random(), omnitrace::SpanContext::SAMPLED))
+                with_recorder(|recorder| Some(recorder.trace_of(&id))).unwrap_or_else(of_its_own)
             }
-            (None, None) => (TraceId::random(), omnitrace::SpanContext::SAMPLED),
+            (None, None) => of_its_own(),
         };
         let context = omnitrace::SpanContext {
             trace_id,
@@ -241,6 +240,10 @@ impl Span {
         if is_off() || open.owner != Some(forks()) {
             return;
         }
+        if !open.context.is_sampled() {
+            with_recorder(|recorder| Some(recorder.leave_out()));
+            return;
+        }
         let name = text(self.name.bind(py));
         let request_id = self.request_id.as_ref().map(|id| text(id.bind(py)));
         let parent = match (open.above, &request_id) {
@@ -293,6 +296,13 @@ impl Span {
             }))
         })
     }
+}
+
+/// A new trace, and its W3C flags.
+fn of_its_own() -> (TraceId, u8) {
+    let trace_id = TraceId::random();
+    let flags = with_recorder(|recorder| Some(recorder.sampler().flags(None, trace_id)));
+    (trace_id, flags.unwrap_or(omnitrace::SpanContext::SAMPLED))
 }
 
 /// The qualified name of an exception's class.

@@ -18,7 +18,7 @@ use crate::context::SpanContext;
 use crate::delivery::{Delivery, Stats};
 use crate::diagnostics;
 use crate::event::{ActionName, Event, Parent};
-use crate::id::canonical_request_id;
+use crate::id::{TraceId, canonical_request_id};
 use crate::key::KeyRef;
 use crate::legacy_log;
 use crate::queue::{DecodedAction, Queue, Record};
@@ -183,6 +183,7 @@ impl Pipeline {
     pub fn stats(&self) -> Stats {
         let mut stats = lock(&self.stats).clone();
         let lost_spans = self.recorder.lost_spans();
+        stats.unsampled += self.recorder.unsampled();
         stats.events_lost = self.recorder.queue.lost().saturating_sub(lost_spans);
         if lost_spans > 0 {
             stats.created += lost_spans;
@@ -228,6 +229,7 @@ struct Worker {
     stats: Arc<Mutex<Stats>>,
     /// Records and spans lost when somebody last asked.
     lost: u64,
+    losses: Losses,
 }
 
 impl Worker {
@@ -253,7 +255,8 @@ impl Worker {
             None
         });
         Self {
-            assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process),
+            assembler: Assembler::new(Arc::clone(&config.vocabulary), Scope::Process)
+                .sampled_by(config.sampler),
             delivery: Delivery::new(
                 &config,
                 Arc::clone(&source),
@@ -271,6 +274,7 @@ impl Worker {
             now: Instant::now(),
             stats,
             lost: 0,
+            losses: Losses::default(),
         }
     }
 
@@ -484,6 +488,7 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        self.losses.look(self.recorder.queue.lost(), Instant::now());
         let stats = &mut self.delivery.stats;
         stats.open_requests = self.assembler.live() as u64;
         let in_flight = self.delivery.in_flight() as u64;
@@ -523,9 +528,6 @@ impl Sink for Outlet<'_> {
 fn log_event(assembler: &Assembler, delivery: &mut Delivery, event: &Event<'_>) {
     let known = assembler.known(event.request_id);
     let context = event.context.or(known.and_then(|(_, bound)| bound));
-    if context.is_some_and(|c| !c.is_sampled()) {
-        return;
-    }
     let name = match event.action {
         ActionName::Known(id) => &*assembler.vocabulary().action(id).name,
         ActionName::Custom(name) => name,
@@ -534,8 +536,45 @@ fn log_event(assembler: &Assembler, delivery: &mut Delivery, event: &Event<'_>) 
         Some((canonical, _)) => canonical,
         None => canonical_request_id(event.request_id),
     };
+    let trace_id = || TraceId::of_request(canonical);
+    let flags = assembler.flags(context, context.map_or_else(trace_id, |c| c.trace_id));
+    if flags & SpanContext::SAMPLED == 0 {
+        return;
+    }
     let entry = legacy_log::event_entry(event, name, canonical, context.as_ref());
     delivery.buffer_event(entry);
+}
+
+/// Says when records begin to be lost, and how many were when it is over.
+#[derive(Default)]
+struct Losses {
+    lost: u64,
+    /// While it goes on: what was lost before, and when the last one was.
+    since: Option<(u64, Instant)>,
+}
+
+impl Losses {
+    /// Without a loss for so long it is over.
+    const OVER_AFTER: Duration = Duration::from_secs(5);
+
+    fn look(&mut self, lost: u64, now: Instant) {
+        let before = std::mem::replace(&mut self.lost, lost);
+        match &mut self.since {
+            None if lost > before => {
+                self.since = Some((before, now));
+                tracing::warn!(
+                    "records are being lost: a thread records faster than they can be taken \
+                     out of its queue; record less, or leave a core to the exporter thread"
+                );
+            }
+            Some((_, last)) if lost > before => *last = now,
+            Some((first, last)) if now.saturating_duration_since(*last) >= Self::OVER_AFTER => {
+                tracing::warn!("no more records are lost; {} were", lost - *first);
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether all that can be done for it has been.

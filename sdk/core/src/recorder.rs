@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::carry::{self, Carry};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::context::SpanContext;
-use crate::event::{Action, FreeSpan};
+use crate::event::{Action, FreeSpan, Parent};
 use crate::id::{TraceId, canonical_request_id};
 use crate::propagation::Propagators;
-use crate::queue::{self, ActionRecord, Bind, Cut, Queue, SpanRecord, kept_id};
+use crate::queue::{self, ActionRecord, Bind, Cut, Kept, Queue, SpanRecord, kept_id};
 use crate::sampler::Sampler;
 use crate::scopes::Scopes;
-use crate::span::{Dropped, InstrumentationScope, ScopeId};
+use crate::span::{Dropped, InstrumentationScope, Link, ScopeId, SpanEvent};
 use crate::vocabulary::{ActionId, Vocabulary};
 
 /// Takes records from any thread; waits for nobody.
@@ -20,10 +20,12 @@ pub struct Recorder {
     vocabulary: Arc<Vocabulary>,
     propagators: Propagators,
     sampler: Sampler,
+    limits: Limits,
     pub(crate) queue: Queue,
     carry: Carry,
     pub(crate) scopes: Arc<Scopes>,
     lost_spans: AtomicU64,
+    unsampled: AtomicU64,
 }
 
 impl Recorder {
@@ -32,10 +34,12 @@ impl Recorder {
             vocabulary: Arc::clone(&config.vocabulary),
             propagators: config.propagators.clone(),
             sampler: config.sampler,
+            limits: config.limits,
             queue,
             carry: Carry::default(),
             scopes: Arc::default(),
             lost_spans: AtomicU64::new(0),
+            unsampled: AtomicU64::new(0),
         }
     }
 
@@ -63,28 +67,32 @@ impl Recorder {
 
     #[inline]
     fn push_action(&self, id: Option<ActionId>, carried: bool, action: &Action<'_>) -> bool {
-        match ActionRecord::new(id, carried, action) {
-            Some(record) => self.queue.push(&record),
+        let cut;
+        let kept = match Kept::new(action.attributes, &self.limits) {
+            Some(kept) => kept,
             None => {
-                let cut = Cut::new(action.attributes);
-                let attributes = &cut.list;
-                let action = Action {
-                    attributes,
-                    ..*action
-                };
-                ActionRecord::new(id, carried, &action)
-                    .is_some_and(|record| self.queue.push(&record))
+                cut = Cut::new(action.attributes, &self.limits);
+                Kept::of_cut(&cut.list)
             }
-        }
+        };
+        self.queue
+            .push(&ActionRecord::new(id, carried, action, kept))
     }
 
-    /// Records a finished span. False: the queue was full; it is counted.
+    /// Records a finished span. False: the queue was full; it is counted. A span
+    /// whose parent is not sampled is counted and not recorded.
     #[inline]
     pub fn span(&self, span: &FreeSpan<'_>) -> bool {
+        if let Parent::Span(context) = span.parent
+            && !context.is_sampled()
+        {
+            self.leave_out();
+            return true;
+        }
         let simple =
             span.events.is_empty() && span.links.is_empty() && span.dropped == Dropped::default();
-        let pushed = match SpanRecord::new(span, &[]) {
-            Some(record) if simple => self.queue.push(&record),
+        let pushed = match Kept::new(span.attributes, &self.limits) {
+            Some(kept) if simple => self.queue.push(&SpanRecord::new(span, kept, &[])),
             _ => self.push_other(span),
         };
         if !pushed {
@@ -96,14 +104,46 @@ impl Recorder {
     /// A span with events or links, or with more attributes than are kept.
     #[cold]
     fn push_other(&self, span: &FreeSpan<'_>) -> bool {
-        let cut = Cut::new(span.attributes);
-        let mut span = FreeSpan {
-            attributes: &cut.list,
+        let limits = &self.limits;
+        let cut = Cut::new(span.attributes, limits);
+        let events = &span.events[..span.events.len().min(limits.events)];
+        let links = &span.links[..span.links.len().min(limits.links)];
+        let mut dropped = span.dropped;
+        dropped.attributes += cut.dropped;
+        dropped.events += (span.events.len() - events.len()) as u32;
+        dropped.links += (span.links.len() - links.len()) as u32;
+        let event = |event: &SpanEvent| {
+            let (attributes, more) =
+                limits.cut_attributes(&event.attributes, limits.event_attributes);
+            SpanEvent {
+                attributes,
+                dropped_attributes: event.dropped_attributes + more,
+                name: Arc::clone(&event.name),
+                time: event.time,
+            }
+        };
+        let link = |link: &Link| {
+            let (attributes, more) =
+                limits.cut_attributes(&link.attributes, limits.link_attributes);
+            Link {
+                attributes,
+                dropped_attributes: link.dropped_attributes + more,
+                ..link.clone()
+            }
+        };
+        let (events, links): (Vec<_>, Vec<_>) = (
+            events.iter().map(event).collect(),
+            links.iter().map(link).collect(),
+        );
+        let span = FreeSpan {
+            events: &events,
+            links: &links,
+            dropped,
             ..*span
         };
-        span.dropped.attributes += cut.dropped;
         let more = queue::more(&span);
-        SpanRecord::new(&span, &more).is_some_and(|record| self.queue.push(&record))
+        let kept = Kept::of_cut(&cut.list);
+        self.queue.push(&SpanRecord::new(&span, kept, &more))
     }
 
     /// The number of an instrumentation scope, for [`FreeSpan::scope`]. A process
@@ -169,14 +209,12 @@ impl Recorder {
     /// The trace of a request as far as this process knows, and its W3C flags.
     pub fn trace_of(&self, request_id: &str) -> (TraceId, u8) {
         let request_id = kept_id(request_id);
-        match self.carry.bound(request_id) {
-            Some((_, Some(context))) => (context.trace_id, context.flags),
-            Some((canonical, None)) => (TraceId::of_request(&canonical), SpanContext::SAMPLED),
-            None => {
-                let canonical = canonical_request_id(request_id);
-                (TraceId::of_request(canonical), SpanContext::SAMPLED)
-            }
-        }
+        let trace_id = match self.carry.bound(request_id) {
+            Some((_, Some(context))) => return (context.trace_id, context.flags),
+            Some((canonical, None)) => TraceId::of_request(&canonical),
+            None => TraceId::of_request(canonical_request_id(request_id)),
+        };
+        (trace_id, self.sampler.flags(None, trace_id))
     }
 
     /// Canonical id and context of a request, as far as they have been read.
@@ -184,8 +222,130 @@ impl Recorder {
         self.carry.bound(request_id)
     }
 
+    /// Counts a span that is not recorded because its trace is not sampled.
+    #[cold]
+    pub fn leave_out(&self) {
+        self.unsampled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Spans not recorded because their trace is not sampled.
+    pub(crate) fn unsampled(&self) -> u64 {
+        self.unsampled.load(Ordering::Relaxed)
+    }
+
     /// Free spans lost to a full queue.
     pub(crate) fn lost_spans(&self) -> u64 {
         self.lost_spans.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode;
+    use crate::id::SpanId;
+    use crate::key::KeyRef;
+    use crate::queue::Record;
+    use crate::span::{Place, Source, Span};
+    use crate::value::{Array, Attribute, ValueRef};
+
+    fn recorder(vars: &[(&str, &str)]) -> Recorder {
+        let (config, warnings) = Config::from_vars(|name| {
+            let found = vars.iter().find(|(n, _)| *n == name);
+            found.map(|(_, value)| (*value).to_owned())
+        });
+        assert_eq!(warnings, Vec::<String>::new());
+        Recorder::new(&config, Queue::new(1 << 20, Box::new(|| {})))
+    }
+
+    fn trace_id() -> TraceId {
+        TraceId::new(7).unwrap()
+    }
+
+    /// The spans that the queue holds.
+    fn spans(recorder: &Recorder) -> Vec<Span> {
+        let source = Arc::new(Source {
+            role: "prefill".into(),
+            node: "n".into(),
+        });
+        let place = Place {
+            trace_id: trace_id(),
+            parent: None,
+            flags: 1,
+        };
+        let mut spans = Vec::new();
+        recorder.queue.drain(|record| match record {
+            Record::Span(span) => spans.push(decode::free_span(&span, &place, None, &source)),
+            other => panic!("{other:?}"),
+        });
+        spans
+    }
+
+    #[test]
+    fn what_is_beyond_the_limits_is_left_out_and_counted() {
+        let recorder = recorder(&[
+            ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "2"),
+            ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3"),
+            ("OTEL_SPAN_EVENT_COUNT_LIMIT", "1"),
+            ("OTEL_SPAN_LINK_COUNT_LIMIT", "0"),
+            ("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "1"),
+        ]);
+        let list = Array::new([ValueRef::I64(1), ValueRef::I64(2)].into_iter());
+        let event = |name: &str, attributes: Vec<Attribute>| SpanEvent {
+            time: 5,
+            name: name.into(),
+            attributes,
+            dropped_attributes: 0,
+        };
+        let two = vec![Attribute::new("a", "ümläut"), Attribute::new("b", 1)];
+        let span_id = SpanId::new(9).unwrap();
+        let simple = FreeSpan::new("span", 1, 2, span_id, Parent::Root(trace_id()));
+        assert!(recorder.span(&FreeSpan {
+            attributes: &[
+                (KeyRef::Text("text"), ValueRef::Str("ümläut")),
+                (KeyRef::Text("list"), ValueRef::Array(list.as_ref())),
+                (KeyRef::Text("third"), ValueRef::Bool(true)),
+            ],
+            events: &[event("first", two.clone()), event("second", two)],
+            links: &[Link::new(trace_id(), span_id)],
+            ..simple
+        }));
+        let found = spans(&recorder);
+        assert_eq!(
+            found,
+            [Span {
+                attributes: vec![
+                    Attribute::new("text", "üml"),
+                    Attribute::new("list", crate::Value::Array(list)),
+                ],
+                events: vec![SpanEvent {
+                    dropped_attributes: 1,
+                    ..event("first", vec![Attribute::new("a", "üml")])
+                }],
+                dropped: Dropped {
+                    attributes: 1,
+                    events: 1,
+                    links: 1,
+                },
+                ..found[0].clone()
+            }]
+        );
+    }
+
+    #[test]
+    fn the_sampler_decides_where_no_caller_has_and_what_it_leaves_out_is_counted() {
+        let never = recorder(&[("OTEL_TRACES_SAMPLER", "parentbased_always_off")]);
+        assert_eq!(never.trace_of("r").1, 0);
+        let caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let get = |key: &str| (key == "traceparent").then_some(caller);
+        let context = never.extract(get, Some("r")).unwrap();
+        assert_eq!(never.trace_of("r"), (context.trace_id, 1));
+        never.queue.drain(|_| {});
+        let under = |flags| {
+            let parent = Parent::Span(SpanContext { flags, ..context });
+            FreeSpan::new("span", 1, 2, SpanId::random(), parent)
+        };
+        assert!(never.span(&under(0)) && never.span(&under(1)));
+        assert_eq!((spans(&never).len(), never.unsampled()), (1, 1));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::context::SpanContext;
 use crate::id::SpanIds;
+use crate::sampler::Sampler;
 use crate::span::PhaseOrigin;
 use crate::vocabulary::{PhaseId, Vocabulary};
 
@@ -14,6 +15,7 @@ use super::{PhaseSpan, Scope, Sink};
 /// Makes spans, with what it needs for that.
 pub(super) struct Emitter<'a, S> {
     pub(super) vocabulary: &'a Vocabulary,
+    pub(super) sampler: Sampler,
     pub(super) ids: &'a mut SpanIds,
     pub(super) sink: &'a mut S,
 }
@@ -47,7 +49,9 @@ impl<S: Sink> Emitter<'_, S> {
             return;
         };
         visit.note_made(phase, occurrence, extent.start, extent.end);
-        if visit.flags() & SpanContext::SAMPLED == 0 {
+        let context = visit.context;
+        let flags = context.map_or_else(|| self.sampler.flags(None, trace_id), |c| c.flags);
+        if flags & SpanContext::SAMPLED == 0 {
             self.sink.unsampled();
             return;
         }
@@ -75,7 +79,7 @@ impl<S: Sink> Emitter<'_, S> {
             trace_id,
             span_id: ids.of(&definition.name, occurrence),
             parent_span_id,
-            flags: visit.flags(),
+            flags,
             name: recorded.name,
             kind: definition.kind,
             start: extent.start,

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use crate::context::SpanContext;
 use crate::event::{ActionName, Event, Parent};
 use crate::id::{SpanId, SpanIds, TraceId, canonical_request_id};
+use crate::sampler::Sampler;
 use crate::span::{Place, Source, Span};
 use crate::value::Attribute;
 use crate::vocabulary::{RoleId, Vocabulary};
@@ -102,6 +103,7 @@ pub struct Assembler {
     swept: u64,
     /// Requests with a main phase to emit at the next [`Assembler::settle`].
     closing: Vec<SlotId>,
+    sampler: Sampler,
 }
 
 impl Assembler {
@@ -118,7 +120,19 @@ impl Assembler {
             now: 0,
             swept: 0,
             closing: Vec::new(),
+            sampler: Sampler::ALWAYS_ON,
         }
+    }
+
+    /// The same, leaving out the traces that `sampler` does not want, where no caller
+    /// has decided.
+    pub fn sampled_by(self, sampler: Sampler) -> Self {
+        Self { sampler, ..self }
+    }
+
+    /// W3C flags of spans without a caller's decision.
+    pub(crate) fn flags(&self, context: Option<SpanContext>, trace_id: TraceId) -> u8 {
+        context.map_or_else(|| self.sampler.flags(None, trace_id), |c| c.flags)
     }
 
     /// Ties the id that this process uses to the canonical one and to the
@@ -159,6 +173,7 @@ impl Assembler {
         }
         let mut emitter = Emitter {
             vocabulary,
+            sampler: self.sampler,
             ids: &mut self.ids,
             sink,
         };
@@ -232,12 +247,12 @@ impl Assembler {
         let request = self.requests.look_up(id);
         let Some(request) = request.and_then(|slot| self.requests.get_mut(slot)) else {
             let trace_id = TraceId::of_request(canonical_request_id(id));
-            return (trace_id, None, SpanContext::SAMPLED);
+            return (trace_id, None, self.flags(None, trace_id));
         };
         let Some(latest) = request.visits.len().checked_sub(1) else {
-            let parent = request.bound.map(|c| c.span_id);
-            let flags = request.bound.map_or(SpanContext::SAMPLED, |c| c.flags);
-            return (request.trace_id(), parent, flags);
+            let (trace_id, bound) = (request.trace_id(), request.bound);
+            let flags = self.flags(bound, trace_id);
+            return (trace_id, bound.map(|c| c.span_id), flags);
         };
         let trace_id = request.trace_of_visit(latest);
         let visit = &request.visits[latest];
@@ -249,7 +264,8 @@ impl Assembler {
             let key = visit.key(trace_id, &request.id, role, entered);
             self.ids.begin(&key).of(&entry.name, 0)
         });
-        (trace_id, parent, visit.flags())
+        let context = visit.context;
+        (trace_id, parent, self.flags(context, trace_id))
     }
 
     /// To be called after each round of events: emits the SERVER and CLIENT
@@ -259,6 +275,7 @@ impl Assembler {
         self.now = now;
         let mut emitter = Emitter {
             vocabulary: &self.vocabulary,
+            sampler: self.sampler,
             ids: &mut self.ids,
             sink,
         };
@@ -350,6 +367,7 @@ impl Assembler {
         let first = sink.held().len();
         let mut emitter = Emitter {
             vocabulary: &self.vocabulary,
+            sampler: self.sampler,
             ids: &mut self.ids,
             sink,
         };

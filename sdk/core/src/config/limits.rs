@@ -1,5 +1,9 @@
 //! How much of a span is kept.
 
+use std::sync::Arc;
+
+use crate::value::{Attribute, Value};
+
 use super::env::Env;
 
 /// Most of what one span may hold. What is beyond is left out and counted in the
@@ -19,6 +23,36 @@ pub struct Limits {
     pub event_attributes: usize,
     /// Attributes of a link.
     pub link_attributes: usize,
+}
+
+impl Limits {
+    /// The part of an attribute's text that is kept.
+    pub(crate) fn cut<'a>(&self, text: &'a str) -> &'a str {
+        let limit = self.attribute_length.unwrap_or(usize::MAX);
+        match text.char_indices().nth(limit) {
+            Some((end, _)) => &text[..end],
+            None => text,
+        }
+    }
+
+    /// The attributes of an event or a link that are kept, `most` of them, and how
+    /// many are not.
+    pub(crate) fn cut_attributes(
+        &self,
+        attributes: &[Attribute],
+        most: usize,
+    ) -> (Vec<Attribute>, u32) {
+        let kept = &attributes[..attributes.len().min(most)];
+        let cut = |attribute: &Attribute| match &attribute.value {
+            Value::Str(text) => Attribute {
+                key: Arc::clone(&attribute.key),
+                value: self.cut(text).into(),
+            },
+            _ => attribute.clone(),
+        };
+        let dropped = (attributes.len() - kept.len()) as u32;
+        (kept.iter().map(cut).collect(), dropped)
+    }
 }
 
 impl Default for Limits {

@@ -19,7 +19,7 @@ use crate::decode;
 use crate::event::{ActionName, Event, FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
 use crate::key::{KeyId, KeyRef};
-use crate::queue::{self, Queue, Record, SpanRecord};
+use crate::queue::{self, Kept, Queue, Record, SpanRecord};
 use crate::scopes::Scopes;
 use crate::span::{
     Dropped, InstrumentationScope, Link, Place, ScopeId, Source, Span, SpanEvent, SpanKind, Status,
@@ -344,7 +344,7 @@ proptest! {
         let queue = Queue::new(1 << 20, Box::new(|| {}));
         let handed = free(&span, &attributes);
         let more = queue::more(&handed);
-        prop_assert!(queue.push(&SpanRecord::new(&handed, &more).unwrap()));
+        prop_assert!(queue.push(&SpanRecord::new(&handed, Kept::of_cut(&attributes), &more)));
         let place = Place {
             trace_id: span.trace_id,
             parent: span.parent_span_id,

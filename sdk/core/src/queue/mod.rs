@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedSpan};
-pub(crate) use record::{Cut, Encode, Record, SpanRecord, kept_id, more};
+pub(crate) use record::{Cut, Encode, Kept, Record, SpanRecord, kept_id, more};
 use ring::Ring;
 use writer::Writer;
 
@@ -158,7 +158,7 @@ mod tests {
             context: None,
             attributes: &[],
         };
-        ActionRecord::new(Some(ActionId(7)), false, &action).unwrap()
+        ActionRecord::new(Some(ActionId(7)), false, &action, Kept::of_cut(&[]))
     }
 
     /// Miri takes its time.

@@ -162,11 +162,6 @@ impl Visit {
             .is_some_and(|c| (c.trace_id, c.span_id) == (context.trace_id, context.span_id))
     }
 
-    /// W3C flags of its spans: the caller's decision, else sampled.
-    pub(super) fn flags(&self) -> u8 {
-        self.context.map_or(SpanContext::SAMPLED, |c| c.flags)
-    }
-
     /// What tells the spans of a role's phases from all others.
     pub(super) fn key<'a>(
         &'a self,

@@ -35,11 +35,15 @@ pub(crate) struct ActionRecord<'a> {
 }
 
 impl<'a> ActionRecord<'a> {
-    /// `carried`: it happened in another process of the node. None: the attributes
-    /// do not fit.
+    /// `carried`: it happened in another process of the node.
     #[inline]
-    pub(crate) fn new(id: Option<ActionId>, carried: bool, action: &Action<'a>) -> Option<Self> {
-        Some(Self {
+    pub(crate) fn new(
+        id: Option<ActionId>,
+        carried: bool,
+        action: &Action<'a>,
+        attributes: Kept<'a>,
+    ) -> Self {
+        Self {
             id,
             carried,
             time: action.time,
@@ -50,8 +54,8 @@ impl<'a> ActionRecord<'a> {
                 Some(_) => "",
                 None => cut(action.name, MAX_TEXT),
             },
-            attributes: Kept::new(action.attributes)?,
-        })
+            attributes,
+        }
     }
 }
 

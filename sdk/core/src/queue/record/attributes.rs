@@ -1,5 +1,6 @@
 //! Attributes within a record.
 
+use crate::config::Limits;
 use crate::encode::Raw;
 use crate::key::{KeyId, KeyRef};
 use crate::value::{ArrayRef, Attribute, ValueRef};
@@ -19,7 +20,7 @@ type Pairs<'a> = [(KeyRef<'a>, ValueRef<'a>)];
 
 /// Attributes that fit a record.
 #[derive(Clone, Copy)]
-pub(super) struct Kept<'a> {
+pub(crate) struct Kept<'a> {
     pub(super) list: &'a Pairs<'a>,
     pub(super) words: usize,
 }
@@ -32,9 +33,20 @@ pub(crate) struct Cut<'a> {
 }
 
 impl<'a> Kept<'a> {
+    /// What a [`Cut`] has left.
+    pub(crate) fn of_cut(list: &'a Pairs<'a>) -> Self {
+        let words = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| {
+            1 + words_of(key_len(*key)) + words_of(value_len(value))
+        };
+        Self {
+            list,
+            words: list.iter().map(words).sum(),
+        }
+    }
+
     /// None: something is too long or too much, see [`Cut`].
     #[inline]
-    pub(super) fn new(list: &'a Pairs<'a>) -> Option<Self> {
+    pub(crate) fn new(list: &'a Pairs<'a>, limits: &Limits) -> Option<Self> {
         let (mut words, mut longest_key, mut longest_value) = (list.len(), 0, 0);
         for (key, value) in list {
             let (key, value) = (key_len(*key), value_len(value));
@@ -43,8 +55,8 @@ impl<'a> Kept<'a> {
             longest_value = longest_value.max(value);
         }
         let fits = longest_key <= MAX_TEXT
-            && longest_value <= MAX_VALUE
-            && list.len() <= MAX_ATTRIBUTES
+            && longest_value <= limits.attribute_length.unwrap_or(MAX_VALUE).min(MAX_VALUE)
+            && list.len() <= limits.attributes.min(MAX_ATTRIBUTES)
             && words <= MAX_ATTRIBUTE_WORDS;
         fits.then_some(Self { list, words })
     }
@@ -78,7 +90,8 @@ impl<'a> Kept<'a> {
 
 impl<'a> Cut<'a> {
     #[cold]
-    pub(crate) fn new(list: &'a Pairs<'a>) -> Self {
+    pub(crate) fn new(list: &'a Pairs<'a>, limits: &Limits) -> Self {
+        let most = limits.attributes.min(MAX_ATTRIBUTES);
         let mut kept = Vec::new();
         let mut total = 0;
         for (key, value) in list {
@@ -86,9 +99,9 @@ impl<'a> Cut<'a> {
                 KeyRef::Text(text) => KeyRef::Text(cut(text, MAX_TEXT)),
                 known => *known,
             };
-            let value = cut_value(*value);
+            let value = cut_value(*value, limits);
             let words = 1 + words_of(key_len(key)) + words_of(value_len(&value));
-            if kept.len() == MAX_ATTRIBUTES || total + words > MAX_ATTRIBUTE_WORDS {
+            if kept.len() == most || total + words > MAX_ATTRIBUTE_WORDS {
                 break;
             }
             total += words;
@@ -119,9 +132,9 @@ fn value_len(value: &ValueRef<'_>) -> usize {
     }
 }
 
-fn cut_value(value: ValueRef<'_>) -> ValueRef<'_> {
+fn cut_value<'a>(value: ValueRef<'a>, limits: &Limits) -> ValueRef<'a> {
     match value {
-        ValueRef::Str(text) => ValueRef::Str(cut(text, MAX_VALUE)),
+        ValueRef::Str(text) => ValueRef::Str(cut(limits.cut(text), MAX_VALUE)),
         // Half an array would say something else than the whole.
         ValueRef::Array(ArrayRef(bytes)) if bytes.len() > MAX_VALUE => {
             ValueRef::Str("(array too long)")

@@ -17,7 +17,7 @@ use super::ring::MAX_WORDS;
 use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
-pub(crate) use attributes::Cut;
+pub(crate) use attributes::{Cut, Kept};
 pub(crate) use span::{DecodedSpan, SpanRecord, more};
 
 /// Longest request id, name or key that is kept, in bytes.

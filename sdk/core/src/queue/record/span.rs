@@ -42,10 +42,9 @@ pub(crate) struct SpanRecord<'a> {
 }
 
 impl<'a> SpanRecord<'a> {
-    /// None: the attributes do not fit. `more` is [`more`] of the span.
+    /// With what is kept of its attributes, and [`more`] of the span.
     #[inline]
-    pub(crate) fn new(span: &'a FreeSpan<'a>, more: &'a [u8]) -> Option<Self> {
-        let attributes = Kept::new(span.attributes)?;
+    pub(crate) fn new(span: &'a FreeSpan<'a>, attributes: Kept<'a>, more: &'a [u8]) -> Self {
         let name = cut(span.name, MAX_TEXT);
         let second = match span.parent {
             Parent::Request(id) => kept_id(id),
@@ -63,7 +62,7 @@ impl<'a> SpanRecord<'a> {
         } else {
             1 + words_of(more.len())
         };
-        Some(Self {
+        Self {
             words: 9 + texts + attributes.words + more_words,
             span,
             name,
@@ -71,7 +70,7 @@ impl<'a> SpanRecord<'a> {
             error,
             attributes,
             more,
-        })
+        }
     }
 }
 
