@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import otlp
@@ -33,6 +34,15 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Broken connections are what this is for."""
+
+
+@dataclass
+class Answer:
+    """What goes back to a sender."""
+
+    status: int
+    body: bytes = b""
+    content_type: str | None = None
 
 
 class Weather:
@@ -127,7 +137,7 @@ class Weather:
         self.requests[kind] += 1
         handler.close_connection = kind != FAIR
         if kind in STATUS:
-            return self._answer(handler, STATUS[kind], b"")
+            return self._answer(handler, Answer(STATUS[kind]))
         if kind == "silent":
             with self.changed:
                 self.changed.wait_for(lambda: self.kind != kind, 120)
@@ -149,15 +159,15 @@ class Weather:
         if kind == "cut":
             handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
             return self._reset(handler)
-        self._answer(handler, *answer)
-        if answer[0] == 200:
+        self._answer(handler, answer)
+        if answer.status == 200:
             with self.changed:
                 self.unanswered.subtract(keys)
                 self.answered.update(keys)
                 self.exported.update(label_of(key) for key in keys)
         return None
 
-    def _pass_on(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes] | None:
+    def _pass_on(self, handler: BaseHTTPRequestHandler, body: bytes) -> Answer | None:
         """The Collector's answer; none if it breaks off or cannot be reached."""
         kept = ("Content-Type", "Content-Encoding")
         headers = {name: handler.headers[name] for name in kept if handler.headers[name]}
@@ -165,7 +175,8 @@ class Weather:
         try:
             collector.request("POST", handler.path, body, headers)
             response = collector.getresponse()
-            return response.status, response.read()
+            kind = response.headers["Content-Type"]
+            return Answer(response.status, response.read(), kind)
         except (OSError, http.client.HTTPException):
             return None
         finally:
@@ -180,13 +191,15 @@ class Weather:
         except OSError:
             return True
 
-    def _answer(self, handler: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
-        handler.send_response(status)
-        if status == 429:
+    def _answer(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+        handler.send_response(answer.status)
+        if answer.status == 429:
             handler.send_header("Retry-After", "1")
-        handler.send_header("Content-Length", str(len(body)))
+        if answer.content_type:
+            handler.send_header("Content-Type", answer.content_type)
+        handler.send_header("Content-Length", str(len(answer.body)))
         handler.end_headers()
-        handler.wfile.write(body)
+        handler.wfile.write(answer.body)
 
     def _reset(self, handler: BaseHTTPRequestHandler) -> None:
         linger = struct.pack("ii", 1, 0)

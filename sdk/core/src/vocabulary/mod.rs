@@ -76,7 +76,7 @@ pub struct Phase {
     pub start: Vec<ActionId>,
     /// First known of these ends it.
     pub end: Vec<ActionId>,
-    /// `start` and `end` as sets of bits, for look-ups at one blow; none where an
+    /// `start` and `end` as sets of bits: one test rules most phases out. None where an
     /// action is not among the vocabulary's first 64.
     pub(crate) bits: Option<(u64, u64)>,
     /// Its parent in the tree.
