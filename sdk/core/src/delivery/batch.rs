@@ -208,16 +208,19 @@ impl OpenBatch {
             end = run.bytes;
             match groups.iter_mut().find(|group| group.scope == run.scope) {
                 Some(group) => {
+                    group.first = run.bytes;
                     group.runs.insert(0, bytes);
                     group.entries.splice(0..0, entries);
                 }
                 None => groups.push(Group {
                     scope: run.scope,
+                    first: run.bytes,
                     runs: vec![bytes],
                     entries,
                 }),
             }
         }
+        groups.sort_by_key(|group| group.first);
         let mut entries = Vec::new();
         let mut parts = Vec::new();
         for group in groups {
@@ -231,6 +234,8 @@ impl OpenBatch {
 /// All runs of one scope.
 struct Group<'a> {
     scope: ScopeId,
+    /// Where the first one begins.
+    first: usize,
     runs: Vec<&'a [u8]>,
     entries: Vec<Entry>,
 }

@@ -276,12 +276,12 @@ fn request(resource: &[Attribute], groups: &Groups) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// As a batch has them: the scope that came last stands first.
+/// As a batch has them: the scope that came first stands first.
 fn by_scope(spans: &[Span]) -> Groups {
     let mut groups = Groups::new();
-    for span in spans.iter().rev() {
+    for span in spans {
         match groups.iter_mut().find(|(scope, _)| *scope == span.scope) {
-            Some((_, all)) => all.insert(0, span.clone()),
+            Some((_, all)) => all.push(span.clone()),
             None => groups.push((span.scope.clone(), vec![span.clone()])),
         }
     }
