@@ -241,7 +241,10 @@ impl Span {
             return;
         }
         if !open.context.is_sampled() {
-            with_recorder(|recorder| Some(recorder.leave_out()));
+            with_recorder(|recorder| {
+                recorder.leave_out();
+                Some(())
+            });
             return;
         }
         let name = text(self.name.bind(py));
