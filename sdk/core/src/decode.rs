@@ -8,6 +8,7 @@ use opentelemetry_proto::tonic::common::v1::{
 };
 use opentelemetry_proto::tonic::trace::v1 as proto;
 use prost::Message;
+use prost::encoding::{decode_key, decode_varint};
 
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
@@ -16,6 +17,43 @@ use crate::span::{
     Status, StatusRef,
 };
 use crate::value::{Array, Attribute, Value};
+
+/// The spans of an `ExportTraceServiceRequest` of ours, one at a time: all of them as
+/// messages would take many times their bytes.
+pub(crate) fn spans(
+    body: &[u8],
+) -> impl Iterator<Item = (proto::Span, Option<Arc<InstrumentationScope>>)> {
+    let groups = fields(body, RESOURCE_SPANS).flat_map(|resource| fields(resource, SCOPE_SPANS));
+    groups.flat_map(|group| {
+        let named = fields(group, SCOPE).find_map(|bytes| ProtoScope::decode(bytes).ok());
+        let url = fields(group, SCHEMA_URL).last().unwrap_or_default();
+        let scope = scope(named, std::str::from_utf8(url).unwrap_or_default());
+        fields(group, SPANS)
+            .filter_map(|bytes| proto::Span::decode(bytes).ok())
+            .map(move |span| (span, scope.clone()))
+    })
+}
+
+/// Field of `ExportTraceServiceRequest`.
+const RESOURCE_SPANS: u32 = 1;
+/// Field of `ResourceSpans`.
+const SCOPE_SPANS: u32 = 2;
+/// Fields of `ScopeSpans`.
+const SCOPE: u32 = 1;
+const SPANS: u32 = 2;
+const SCHEMA_URL: u32 = 3;
+
+/// The values of one field of a message whose fields all have a length.
+fn fields(mut message: &[u8], field: u32) -> impl Iterator<Item = &[u8]> {
+    let next = move || {
+        let (number, _) = decode_key(&mut message).ok()?;
+        let len = usize::try_from(decode_varint(&mut message).ok()?).ok()?;
+        let (value, rest) = message.split_at_checked(len)?;
+        message = rest;
+        Some((number, value))
+    };
+    std::iter::from_fn(next).filter_map(move |(number, value)| (number == field).then_some(value))
+}
 
 /// A span of a request of ours.
 pub(crate) fn span(

@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use opentelemetry_http::Bytes;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use prost::Message;
 
 use crate::assembler::PhaseSpan;
 use crate::decode;
@@ -281,26 +279,21 @@ impl Batch {
         }
     }
 
-    /// The spans as they were before they became bytes.
-    pub(super) fn decode(&self, source: &Arc<Source>) -> Vec<Span> {
+    /// The spans as they were before they became bytes, one at a time.
+    pub(super) fn spans(&self, source: &Arc<Source>) -> impl Iterator<Item = Span> {
         // The bytes are our own: what cannot be read was never written.
-        let request = ExportTraceServiceRequest::decode(self.body()).unwrap_or_default();
-        let scopes = request
-            .resource_spans
-            .into_iter()
-            .flat_map(|r| r.scope_spans);
-        let spans = scopes.flat_map(|group| {
-            let scope = decode::scope(group.scope, &group.schema_url);
-            group
-                .spans
-                .into_iter()
-                .map(move |span| (span, scope.clone()))
-        });
+        let spans = decode::spans(&self.buffer[self.body..]);
         let mut origins = self.origins.iter().cloned();
-        let mut origin = |entry: &Entry| entry.is_phase.then(|| origins.next()).flatten();
         spans
             .zip(&self.entries)
-            .filter_map(|((span, scope), entry)| decode::span(span, scope, origin(entry), source))
-            .collect()
+            .filter_map(move |((span, scope), entry)| {
+                let origin = entry.is_phase.then(|| origins.next()).flatten();
+                decode::span(span, scope, origin, source)
+            })
+    }
+
+    /// All of them.
+    pub(super) fn decode(&self, source: &Arc<Source>) -> Vec<Span> {
+        self.spans(source).collect()
     }
 }

@@ -46,6 +46,9 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// of their time.
 const MAX_LOOSE: usize = 65_536;
 
+/// Spans that are made messages again at once for the legacy log.
+const SPILLED_AT_ONCE: usize = 256;
+
 /// Reason for a drop: the Collector and the log both failed.
 const NOT_DELIVERED: &str = "not_delivered";
 /// Reason for a drop: the Collector took the batch but not all of its spans.
@@ -284,27 +287,36 @@ impl Delivery {
 
     fn spill(&mut self, batch: &Batch) {
         let loose = self.loose_until(batch);
-        let reason = match self.mode {
-            LegacyLogMode::Off => Some(NOT_DELIVERED),
+        match self.mode {
+            LegacyLogMode::Off => self.book(batch.len() as u64, Some(NOT_DELIVERED)),
             // Their lines were written as their events came.
-            LegacyLogMode::Always if !self.log_has_gaps => None,
-            _ => {
-                let spans = batch.decode(&self.source);
-                (!self.write(&spans, &loose)).then_some(LOG_FAILED)
-            }
-        };
-        self.book(batch.len() as u64, reason);
+            LegacyLogMode::Always if !self.log_has_gaps => self.book(batch.len() as u64, None),
+            _ => self.spill_to_log(batch, &loose),
+        }
         // A log that cannot be written has been spoken of already.
-        if self.has_exporter
-            && reason != Some(LOG_FAILED)
-            && !std::mem::replace(&mut self.told, true)
-        {
+        if self.has_exporter && !self.log_failing && !std::mem::replace(&mut self.told, true) {
             let why = self.stats.last_error.as_deref();
             tracing::warn!(
                 "spans do not reach the Collector ({}): they {}",
                 why.unwrap_or("too many wait for it"),
                 self.fate()
             );
+        }
+    }
+
+    /// A few spans at a time: as such they take many times their bytes.
+    fn spill_to_log(&mut self, batch: &Batch, mut loose: &[LooseEvent]) {
+        let source = Arc::clone(&self.source);
+        let mut spans = batch.spans(&source);
+        let mut left = batch.len();
+        while left > 0 {
+            let some: Vec<Span> = spans.by_ref().take(SPILLED_AT_ONCE).collect();
+            let written = self.write(&some, loose) && !some.is_empty();
+            // What cannot be read again is as lost as what cannot be written.
+            let count = if some.is_empty() { left } else { some.len() };
+            self.book(count as u64, (!written).then_some(LOG_FAILED));
+            loose = &[];
+            left -= count;
         }
     }
 
