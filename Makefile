@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test lint bench chaos outage interpreters module wheel command fmt clean \
+.PHONY: all demo test lint bench chaos outage interpreters module wheel command example fmt clean \
     test-rust test-python collector
 
 T := target
@@ -49,6 +49,9 @@ module: $(if $(findstring $(CURDIR),$(NGINX_BUILD_DIR)),$(T)/nginx-debian/Makefi
 
 command: $(T)/.packages
 	cargo build --locked --release -p omnitrace-cli
+
+example: $(T)/.packages
+	cargo build --locked --release -p omnitrace-example-axum
 
 $(T)/.venv: tests/requirements.txt examples/vllm/requirements.txt
 	@mkdir -p $(T)
@@ -90,7 +93,7 @@ test-rust: $(T)/.packages
 collector:
 	@if command -v go >/dev/null; then tests/collector/build.sh; fi
 
-test-python: $(T)/.packages command module $(T)/.wheel collector
+test-python: $(T)/.packages command example module $(T)/.wheel collector
 	$(VENV)/bin/pytest -q tests
 
 bench: $(T)/.wheel

@@ -46,13 +46,17 @@ OFFLINE_ONLY = "Prefill free kv"
 """From one node's clock to another's: only the converter sees both."""
 
 
-def trace_of(stack: Stack, request_id: str, spans: int = SPANS) -> dict[str, Any]:
-    """The trace of a request, once it is whole."""
+def trace_of(
+    stack: Stack, request_id: str, spans: int = SPANS, service: str = "omni-proxy"
+) -> dict[str, Any]:
+    """The trace of a request, once it is whole; `service` has a span in it."""
     deadline = time.monotonic() + 30
     found: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
         found = [
-            t for t in stack.traces() if tree.tag(t["spans"][0], "gen_ai.request.id") == request_id
+            trace
+            for trace in stack.traces(service)
+            if any(tree.tag(s, "gen_ai.request.id") == request_id for s in trace["spans"])
         ]
         if len(found) == 1 and len(found[0]["spans"]) >= spans:
             return found[0]

@@ -45,12 +45,22 @@ pub(crate) struct Passing {
 }
 
 impl Passing {
-    fn of(propagated: &Propagated<'_>) -> Self {
+    pub(crate) fn of(propagated: &Propagated<'_>) -> Self {
         Self {
             debug: propagated.debug,
             tracestate: propagated.tracestate.map(Arc::from),
             baggage: propagated.baggage.map(Arc::from),
         }
+    }
+
+    /// Nothing but a context has come.
+    pub(crate) fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// W3C `tracestate`; may be empty.
+    pub(crate) fn tracestate(&self) -> &str {
+        self.tracestate.as_deref().unwrap_or_default()
     }
 
     fn len(&self) -> usize {

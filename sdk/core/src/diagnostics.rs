@@ -1,5 +1,6 @@
 //! omnitrace's own messages, routed to where the host program logs.
 
+use std::cell::Cell;
 use std::fmt::{Debug, Write as _};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -43,6 +44,22 @@ pub fn set_level(level: LevelFilter) {
 pub fn level() -> LevelFilter {
     let at = usize::from(LEVEL.load(Ordering::Relaxed));
     LEVELS.get(at).copied().unwrap_or(LevelFilter::INFO)
+}
+
+thread_local! {
+    static IS_OWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says that this thread is omnitrace's own: what `tracing` is told here, by an HTTP
+/// client too, our layer never records. It would beget more of itself.
+pub(crate) fn mark_own_thread() {
+    IS_OWN.set(true);
+}
+
+/// Whether this thread is omnitrace's own.
+#[inline]
+pub(crate) fn is_own_thread() -> bool {
+    IS_OWN.get()
 }
 
 struct Route<F> {

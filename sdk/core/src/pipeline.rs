@@ -101,6 +101,7 @@ impl Pipeline {
         let thread = std::thread::Builder::new()
             .name("omnitrace".to_owned())
             .spawn(move || {
+                diagnostics::mark_own_thread();
                 thread_id.store(legacy_log::thread_id(), Ordering::Release);
                 if let Some(worker) = worker(&seat) {
                     let left = worker.run();

@@ -9,7 +9,7 @@ use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan, Parent};
 use crate::id::{TraceId, canonical_request_id};
 use crate::propagation::Propagators;
-use crate::queue::{self, ActionRecord, Bind, Cut, Kept, Queue, SpanRecord, kept_id};
+use crate::queue::{self, ActionRecord, Bind, Cut, Kept, Packed, Queue, SpanRecord, kept_id};
 use crate::sampler::Sampler;
 use crate::scopes::Scopes;
 use crate::span::{Dropped, InstrumentationScope, Link, ScopeId, SpanEvent};
@@ -51,6 +51,11 @@ impl Recorder {
     /// What decides whether a trace is recorded.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler
+    }
+
+    /// How much of a span is kept.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Records a moment of a request. False: the queue was full; it is counted.
@@ -99,6 +104,16 @@ impl Recorder {
             self.lost_spans.fetch_add(1, Ordering::Relaxed);
         }
         pushed
+    }
+
+    /// Records a finished, sampled span with these attributes, and with `more` for its
+    /// events, links and dropped counts: what [`FreeSpan`] has of them does not count.
+    #[inline]
+    pub(crate) fn packed_span(&self, span: &FreeSpan<'_>, attributes: &Packed, more: &[u8]) {
+        let kept = Kept::packed(attributes);
+        if !self.queue.push(&SpanRecord::new(span, kept, more)) {
+            self.lost_spans.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A span with events or links, or with more attributes than are kept.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use omnitrace::event::{Action, FreeSpan, Parent};
 use omnitrace::id::{SpanId, TraceId};
 use omnitrace::{Config, Key, KeyRef, Pipeline, ValueRef, clock};
+use tracing_subscriber::layer::SubscriberExt as _;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -76,4 +77,33 @@ fn recording_allocates_nothing() {
     assert!(allocations(record) > 0);
     assert_eq!(allocations(|| (0..1_000).for_each(|_| record())), 0);
     assert_eq!(pipeline.shutdown(Duration::from_secs(10)).events, 3 * 1_001);
+}
+
+#[test]
+fn a_tracing_span_allocates_nothing_either() {
+    let (config, _) = Config::from_vars(|name| match name {
+        "OTEL_TRACES_EXPORTER" => Some("none".to_owned()),
+        "OMNITRACE_LEGACY_LOG" => Some("off".to_owned()),
+        _ => None,
+    });
+    let tracing = omnitrace::start_with(config);
+    let subscriber = tracing_subscriber::registry().with(tracing.layer());
+    tracing::subscriber::with_default(subscriber, || {
+        let record = || {
+            let span = tracing::info_span!(
+                "schedule",
+                model = "deepseek-r1",
+                tokens = 7,
+                path = %"/v1/chat/completions",
+                status = tracing::field::Empty,
+            );
+            span.in_scope(|| tracing::info!(waiting = 3, "scheduled {}", 1));
+            span.record("status", 200);
+        };
+        // The first ones make this thread's ring and the memory that spans leave to
+        // each other.
+        assert!(allocations(record) > 0);
+        assert_eq!(allocations(|| (0..1_000).for_each(|_| record())), 0);
+    });
+    assert_eq!(tracing.shutdown(Duration::from_secs(10)).created, 1_001);
 }

@@ -32,9 +32,11 @@ const LOSSLESS: usize = 1 << 18;
 type Start = fn(&str, Option<usize>) -> Result<Box<dyn Contestant>, Box<dyn Error>>;
 
 /// In the order of the table; the ratios are to the first.
-const CONTESTANTS: [(&str, Start); 5] = [
+const CONTESTANTS: [(&str, Start); 7] = [
     ("omnitrace span", ours::span),
     ("omnitrace action", ours::action),
+    ("omnitrace layer", ours::layer),
+    ("omnitrace span_processor", ours::span_processor),
     ("opentelemetry_sdk", peers::opentelemetry),
     ("tracing-opentelemetry", peers::tracing),
     ("fastrace, local span", peers::fastrace),

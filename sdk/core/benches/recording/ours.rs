@@ -6,9 +6,35 @@ use std::time::Duration;
 
 use omnitrace::event::{Action, FreeSpan, Parent};
 use omnitrace::id::SpanId;
-use omnitrace::{Config, Key, Pipeline, Recorder, SpanContext, ValueRef, clock};
+use omnitrace::{Config, Key, Pipeline, Recorder, SpanContext, Stats, Tracing, ValueRef, clock};
+
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::measure::{BURST, Books, Contestant};
+use crate::peers;
+
+/// The settings are the defaults: the room for waiting spans never has to be
+/// raised for what this bench records.
+fn config(endpoint: &str) -> Result<Config, Box<dyn Error>> {
+    let (config, warnings) = Config::from_vars(|name| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.to_owned()),
+        "OMNITRACE_LEGACY_LOG" => Some("off".to_owned()),
+        "ROLE" => Some("prefill".to_owned()),
+        _ => None,
+    });
+    match warnings.first() {
+        Some(warning) => Err(warning.as_str().into()),
+        None => Ok(config),
+    }
+}
+
+fn books(stats: &Stats) -> Books {
+    Books {
+        made: stats.created + stats.events_lost,
+        lost: Some(stats.dropped_total() + stats.events_lost),
+    }
+}
 
 struct Ours<R> {
     pipeline: Pipeline,
@@ -16,21 +42,11 @@ struct Ours<R> {
     records: R,
 }
 
-/// The settings are the defaults: the room for waiting spans never has to be
-/// raised for what this bench records.
 fn start<R: Records + 'static>(
     endpoint: &str,
     records: R,
 ) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
-    let (config, warnings) = Config::from_vars(|name| match name {
-        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.to_owned()),
-        "OMNITRACE_LEGACY_LOG" => Some("off".to_owned()),
-        "ROLE" => Some("prefill".to_owned()),
-        _ => None,
-    });
-    if let Some(warning) = warnings.first() {
-        return Err(warning.as_str().into());
-    }
+    let config = config(endpoint)?;
     let pipeline = Pipeline::start(config)?;
     let recorder = Arc::clone(pipeline.recorder());
     Ok(Box::new(Ours {
@@ -60,15 +76,11 @@ impl<R: Records> Contestant for Ours<R> {
     }
 
     fn books(&self, _: u64) -> Books {
-        let stats = self.pipeline.stats();
-        Books {
-            made: stats.created + stats.events_lost,
-            lost: Some(stats.dropped_total() + stats.events_lost),
-        }
+        books(&self.pipeline.stats())
     }
 }
 
-/// Finished spans under one remote parent, [`crate::peers::NAME`] with the six
+/// Finished spans under one remote parent, [`peers::NAME`] with the six
 /// attributes that the peers' spans have.
 pub(crate) fn span(
     endpoint: &str,
@@ -99,7 +111,7 @@ impl Records for Spans {
     fn record(&mut self, recorder: &Recorder) {
         for request in &self.requests {
             let start = clock::now();
-            let (name, parent) = (crate::peers::NAME, Parent::Span(self.parent));
+            let (name, parent) = (peers::NAME, Parent::Span(self.parent));
             let id = SpanId::random();
             recorder.span(&FreeSpan {
                 attributes: &[
@@ -117,7 +129,7 @@ impl Records for Spans {
 }
 
 fn remote_parent() -> Result<SpanContext, &'static str> {
-    SpanContext::parse(crate::peers::TRACEPARENT.as_bytes()).ok_or("a bad traceparent")
+    SpanContext::parse(peers::TRACEPARENT.as_bytes()).ok_or("a bad traceparent")
 }
 
 /// The actions of prefill requests, in order: about one span for each.
@@ -172,6 +184,52 @@ impl Records for Actions {
                 });
             }
         }
+    }
+}
+
+/// `tracing` spans through our layer.
+pub(crate) fn layer(
+    endpoint: &str,
+    _: Option<usize>,
+) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
+    let tracing = omnitrace::start_with(config(endpoint)?);
+    let subscriber = tracing_subscriber::registry().with(tracing.layer());
+    tracing::subscriber::set_global_default(subscriber)?;
+    let spans = peers::TracingSpans::new();
+    Ok(Box::new(Face { tracing, spans }))
+}
+
+/// opentelemetry_sdk's spans through our processor.
+pub(crate) fn span_processor(
+    endpoint: &str,
+    _: Option<usize>,
+) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
+    let tracing = omnitrace::start_with(config(endpoint)?);
+    let provider = SdkTracerProvider::builder()
+        .with_span_processor(tracing.span_processor())
+        .build();
+    let spans = peers::OpenTelemetrySpans::new(&provider);
+    Ok(Box::new(Face { tracing, spans }))
+}
+
+/// Spans that are made with somebody else's interface.
+struct Face<S> {
+    tracing: Tracing,
+    spans: S,
+}
+
+impl<S: peers::Spans> Contestant for Face<S> {
+    fn record(&mut self) {
+        self.spans.record();
+    }
+
+    fn flush(&mut self) {
+        // What is left undelivered shows in the books.
+        let _ = self.tracing.flush(Duration::from_secs(30));
+    }
+
+    fn books(&self, _: u64) -> Books {
+        books(&self.tracing.stats())
     }
 }
 

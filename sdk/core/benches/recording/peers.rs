@@ -54,30 +54,66 @@ fn remote_parent() -> Context {
     TraceContextPropagator::new().extract(&headers)
 }
 
+/// Spans that are made with somebody's interface, whoever records them.
+pub(crate) trait Spans {
+    /// Spans of a burst.
+    const SPANS: u64;
+
+    fn record(&mut self);
+}
+
+struct Peer<S> {
+    provider: SdkTracerProvider,
+    spans: S,
+}
+
+impl<S: Spans> Contestant for Peer<S> {
+    fn record(&mut self) {
+        self.spans.record();
+    }
+
+    fn flush(&mut self) {
+        // What is left undelivered is missing in the sink.
+        let _ = self.provider.force_flush();
+    }
+
+    fn books(&self, bursts: u64) -> Books {
+        Books {
+            made: bursts * S::SPANS,
+            lost: None,
+        }
+    }
+}
+
 /// opentelemetry_sdk without anything above it.
 pub(crate) fn opentelemetry(
     endpoint: &str,
     room: Option<usize>,
 ) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
     let provider = provider(endpoint, room)?;
-    let tracer = provider.tracer("bench");
-    let requests = request_ids(0, BURST);
-    Ok(Box::new(OpenTelemetry {
-        provider,
-        tracer,
-        parent: remote_parent(),
-        requests,
-    }))
+    let spans = OpenTelemetrySpans::new(&provider);
+    Ok(Box::new(Peer { provider, spans }))
 }
 
-struct OpenTelemetry {
-    provider: SdkTracerProvider,
+pub(crate) struct OpenTelemetrySpans {
     tracer: SdkTracer,
     parent: Context,
     requests: Vec<String>,
 }
 
-impl Contestant for OpenTelemetry {
+impl OpenTelemetrySpans {
+    pub(crate) fn new(provider: &SdkTracerProvider) -> Self {
+        Self {
+            tracer: provider.tracer("bench"),
+            parent: remote_parent(),
+            requests: request_ids(0, BURST),
+        }
+    }
+}
+
+impl Spans for OpenTelemetrySpans {
+    const SPANS: u64 = BURST;
+
     fn record(&mut self) {
         for request in &self.requests {
             let attributes = [
@@ -92,18 +128,6 @@ impl Contestant for OpenTelemetry {
             span.start_with_context(&self.tracer, &self.parent).end();
         }
     }
-
-    fn flush(&mut self) {
-        // What is left undelivered is missing in the sink.
-        let _ = self.provider.force_flush();
-    }
-
-    fn books(&self, bursts: u64) -> Books {
-        Books {
-            made: bursts * BURST,
-            lost: None,
-        }
-    }
 }
 
 /// `tracing` spans through tracing-opentelemetry.
@@ -114,18 +138,26 @@ pub(crate) fn tracing(
     let provider = provider(endpoint, room)?;
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("bench"));
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
-    Ok(Box::new(Tracing {
-        provider,
-        requests: request_ids(0, BURST),
-    }))
+    let spans = TracingSpans::new();
+    Ok(Box::new(Peer { provider, spans }))
 }
 
-struct Tracing {
-    provider: SdkTracerProvider,
+pub(crate) struct TracingSpans {
     requests: Vec<String>,
 }
 
-impl Contestant for Tracing {
+impl TracingSpans {
+    pub(crate) fn new() -> Self {
+        Self {
+            requests: request_ids(0, BURST),
+        }
+    }
+}
+
+impl Spans for TracingSpans {
+    /// One more is around them.
+    const SPANS: u64 = BURST + 1;
+
     fn record(&mut self) {
         let _burst = tracing::info_span!("burst").entered();
         for request in &self.requests {
@@ -139,17 +171,6 @@ impl Contestant for Tracing {
                 gen_ai.request.temperature = 0.7,
             )
             .in_scope(|| {});
-        }
-    }
-
-    fn flush(&mut self) {
-        let _ = self.provider.force_flush();
-    }
-
-    fn books(&self, bursts: u64) -> Books {
-        Books {
-            made: bursts * (BURST + 1),
-            lost: None,
         }
     }
 }

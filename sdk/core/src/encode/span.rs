@@ -85,15 +85,15 @@ impl Out {
         self.word(id.value().swap_bytes(), 8);
     }
 
-    fn event(&mut self, event: &SpanEvent) {
-        self.message(11, 1, |out| {
-            out.fixed64(1, event.time);
-            out.text(2, event.name.as_bytes());
-            for (key, value) in attributes(&event.attributes) {
-                out.attribute(3, key, value);
-            }
-            out.count(4, event.dropped_attributes);
-        });
+    fn event(&mut self, each: &SpanEvent) {
+        let list = attributes(&each.attributes);
+        event(
+            each.time,
+            each.name.as_bytes(),
+            list,
+            each.dropped_attributes,
+            self,
+        );
     }
 
     /// Fields 10 to 14.
@@ -105,17 +105,66 @@ impl Out {
         self.count(14, dropped.links);
     }
 
-    fn link(&mut self, link: &Link) {
-        self.message(13, 1, |out| {
-            out.bytes(1, &link.trace_id.value().to_be_bytes());
-            out.bytes(2, &link.span_id.value().to_be_bytes());
-            out.text(3, link.trace_state.as_bytes());
-            for (key, value) in attributes(&link.attributes) {
-                out.attribute(4, key, value);
-            }
-            out.count(5, link.dropped_attributes);
-        });
+    fn link(&mut self, each: &Link) {
+        let (state, list) = (each.trace_state.as_bytes(), attributes(&each.attributes));
+        let (trace_id, span_id) = (each.trace_id, each.span_id);
+        link(
+            trace_id,
+            span_id,
+            state,
+            list,
+            each.dropped_attributes,
+            self,
+        );
     }
+}
+
+/// An attribute's key and value.
+type Pair<'a> = (&'a [u8], Raw<'a>);
+
+/// Appends an event, field 11 of its span.
+pub(crate) fn event<'a>(
+    time: u64,
+    name: &[u8],
+    attributes: impl Iterator<Item = Pair<'a>>,
+    dropped_attributes: u32,
+    out: &mut Out,
+) {
+    out.message(11, 1, |out| {
+        out.fixed64(1, time);
+        out.text(2, name);
+        for (key, value) in attributes {
+            out.attribute(3, key, value);
+        }
+        out.count(4, dropped_attributes);
+    });
+}
+
+/// Appends a link, field 13 of its span.
+pub(crate) fn link<'a>(
+    trace_id: TraceId,
+    span_id: SpanId,
+    trace_state: &[u8],
+    attributes: impl Iterator<Item = Pair<'a>>,
+    dropped_attributes: u32,
+    out: &mut Out,
+) {
+    out.message(13, 1, |out| {
+        out.bytes(1, &trace_id.value().to_be_bytes());
+        out.bytes(2, &span_id.value().to_be_bytes());
+        out.text(3, trace_state);
+        for (key, value) in attributes {
+            out.attribute(4, key, value);
+        }
+        out.count(5, dropped_attributes);
+    });
+}
+
+/// Appends the counts of what limits have kept out, fields 10, 12 and 14 of the span.
+pub(crate) fn dropped(dropped: Dropped, out: &mut Out) {
+    out.count(10, dropped.attributes);
+    out.count(12, dropped.events);
+    out.count(14, dropped.links);
 }
 
 fn kind_code(kind: SpanKind) -> u8 {

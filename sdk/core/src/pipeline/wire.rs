@@ -18,6 +18,7 @@ use tokio::runtime::Runtime;
 
 use crate::config::ExporterConfig;
 use crate::delivery::otlp::{Batch, ExportError, ExporterError, OtlpExporter, Taken};
+use crate::diagnostics;
 use crate::span::Source;
 use crate::value::Attribute;
 
@@ -150,6 +151,8 @@ impl Line {
         let sentinel = Sentinel::new()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            // Those that look up host names.
+            .on_thread_start(diagnostics::mark_own_thread)
             // Threads that look up names end with that: a fork wants none.
             .thread_keep_alive(Duration::ZERO)
             .build()?;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedSpan};
-pub(crate) use record::{Cut, Encode, Kept, Record, SpanRecord, kept_id, more};
+pub(crate) use record::{Cut, Encode, Kept, More, Packed, Record, SpanRecord, kept_id, more};
 use ring::Ring;
 use writer::Writer;
 
@@ -61,7 +61,8 @@ impl Queue {
     /// Copies a record into this thread's ring. False: no room, counted.
     #[inline]
     pub(crate) fn push(&self, record: &impl Encode) -> bool {
-        RINGS.with_borrow_mut(|rings| {
+        let push = |rings: &RefCell<Vec<(u64, Arc<Ring>)>>| {
+            let rings = &mut *rings.borrow_mut();
             if rings.first().is_none_or(|(queue, _)| *queue != self.id) {
                 self.bring_forward(rings);
             }
@@ -79,6 +80,11 @@ impl Queue {
                 (self.wake)();
             }
             pushed
+        };
+        // A thread that is ending, and drops what it still has, may have lost its rings.
+        RINGS.try_with(push).unwrap_or_else(|_| {
+            self.lost_before.fetch_add(1, Ordering::Relaxed);
+            false
         })
     }
 

@@ -6,6 +6,7 @@ use crate::key::{KeyId, KeyRef};
 use crate::value::{ArrayRef, Attribute, ValueRef};
 
 use super::super::writer::Writer;
+use super::packed::{Packed, Words};
 use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, MAX_TEXT, MAX_VALUE, Reader, cut, words_of};
 
 const TEXT: u64 = 0;
@@ -21,7 +22,10 @@ type Pairs<'a> = [(KeyRef<'a>, ValueRef<'a>)];
 /// Attributes that fit a record.
 #[derive(Clone, Copy)]
 pub(crate) struct Kept<'a> {
-    pub(super) list: &'a Pairs<'a>,
+    list: &'a Pairs<'a>,
+    /// More, that are words already.
+    packed: &'a [u64],
+    pub(super) count: usize,
     pub(super) words: usize,
 }
 
@@ -35,12 +39,23 @@ pub(crate) struct Cut<'a> {
 impl<'a> Kept<'a> {
     /// What a [`Cut`] has left.
     pub(crate) fn of_cut(list: &'a Pairs<'a>) -> Self {
-        let words = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| {
-            1 + words_of(key_len(*key)) + words_of(value_len(value))
-        };
+        let words = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| words_of_one(*key, value);
         Self {
             list,
+            packed: &[],
+            count: list.len(),
             words: list.iter().map(words).sum(),
+        }
+    }
+
+    /// What has been packed.
+    #[inline]
+    pub(crate) fn packed(packed: &'a Packed) -> Self {
+        Self {
+            list: &[],
+            packed: &packed.words,
+            count: packed.count,
+            words: packed.words.len(),
         }
     }
 
@@ -58,34 +73,55 @@ impl<'a> Kept<'a> {
             && longest_value <= limits.attribute_length.unwrap_or(MAX_VALUE).min(MAX_VALUE)
             && list.len() <= limits.attributes.min(MAX_ATTRIBUTES)
             && words <= MAX_ATTRIBUTE_WORDS;
-        fits.then_some(Self { list, words })
+        fits.then_some(Self {
+            list,
+            packed: &[],
+            count: list.len(),
+            words,
+        })
     }
 
     #[inline]
     pub(super) fn write(&self, writer: &mut Writer<'_>) {
         for (key, value) in self.list {
-            let (kind, scalar) = match value {
-                ValueRef::Str(_) => (TEXT, 0),
-                ValueRef::I64(n) => (I64, *n as u64),
-                ValueRef::F64(n) => (F64, n.to_bits()),
-                ValueRef::Bool(b) => (BOOL, u64::from(*b)),
-                ValueRef::Array(_) => (ARRAY, 0),
-            };
-            let head = kind << 16 | (value_len(value) as u64) << 24;
-            match key {
-                KeyRef::Known(id) => writer.word(u64::from(id.0) | KNOWN << 16 | head),
-                KeyRef::Text(text) => {
-                    writer.word(text.len() as u64 | head);
-                    writer.bytes(text.as_bytes());
-                }
-            }
-            match value {
-                ValueRef::Str(text) => writer.bytes(text.as_bytes()),
-                ValueRef::Array(ArrayRef(bytes)) => writer.bytes(bytes),
-                _ => writer.word(scalar),
-            }
+            write(writer, *key, value);
+        }
+        for word in self.packed {
+            writer.word(*word);
         }
     }
+}
+
+/// Writes one attribute.
+// So that what a caller knows of key and value need not be found out.
+#[inline(always)]
+pub(super) fn write(out: &mut impl Words, key: KeyRef<'_>, value: &ValueRef<'_>) {
+    let (kind, scalar) = match value {
+        ValueRef::Str(_) => (TEXT, 0),
+        ValueRef::I64(n) => (I64, *n as u64),
+        ValueRef::F64(n) => (F64, n.to_bits()),
+        ValueRef::Bool(b) => (BOOL, u64::from(*b)),
+        ValueRef::Array(_) => (ARRAY, 0),
+    };
+    let head = kind << 16 | (value_len(value) as u64) << 24;
+    match key {
+        KeyRef::Known(id) => out.word(u64::from(id.0) | KNOWN << 16 | head),
+        KeyRef::Text(text) => {
+            out.word(text.len() as u64 | head);
+            out.bytes(text.as_bytes());
+        }
+    }
+    match value {
+        ValueRef::Str(text) => out.bytes(text.as_bytes()),
+        ValueRef::Array(ArrayRef(bytes)) => out.bytes(bytes),
+        _ => out.word(scalar),
+    }
+}
+
+/// Exactly the words that [`write`] writes.
+#[inline]
+pub(super) fn words_of_one(key: KeyRef<'_>, value: &ValueRef<'_>) -> usize {
+    1 + words_of(key_len(key)) + words_of(value_len(value))
 }
 
 impl<'a> Cut<'a> {
@@ -95,12 +131,8 @@ impl<'a> Cut<'a> {
         let mut kept = Vec::new();
         let mut total = 0;
         for (key, value) in list {
-            let key = match key {
-                KeyRef::Text(text) => KeyRef::Text(cut(text, MAX_TEXT)),
-                known => *known,
-            };
-            let value = cut_value(*value, limits);
-            let words = 1 + words_of(key_len(key)) + words_of(value_len(&value));
+            let (key, value) = (cut_key(*key), cut_value(*value, limits));
+            let words = words_of_one(key, &value);
             if kept.len() == most || total + words > MAX_ATTRIBUTE_WORDS {
                 break;
             }
@@ -124,7 +156,7 @@ fn key_len(key: KeyRef<'_>) -> usize {
 }
 
 #[inline]
-fn value_len(value: &ValueRef<'_>) -> usize {
+pub(super) fn value_len(value: &ValueRef<'_>) -> usize {
     match value {
         ValueRef::Str(text) => text.len(),
         ValueRef::Array(ArrayRef(bytes)) => bytes.len(),
@@ -132,7 +164,15 @@ fn value_len(value: &ValueRef<'_>) -> usize {
     }
 }
 
-fn cut_value<'a>(value: ValueRef<'a>, limits: &Limits) -> ValueRef<'a> {
+#[inline]
+pub(super) fn cut_key(key: KeyRef<'_>) -> KeyRef<'_> {
+    match key {
+        KeyRef::Text(text) => KeyRef::Text(cut(text, MAX_TEXT)),
+        known => known,
+    }
+}
+
+pub(super) fn cut_value<'a>(value: ValueRef<'a>, limits: &Limits) -> ValueRef<'a> {
     match value {
         ValueRef::Str(text) => ValueRef::Str(cut(limits.cut(text), MAX_VALUE)),
         // Half an array would say something else than the whole.

@@ -8,6 +8,8 @@
 
 mod action;
 mod attributes;
+mod more;
+mod packed;
 mod span;
 
 use crate::context::SpanContext;
@@ -18,6 +20,8 @@ use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
 pub(crate) use attributes::{Cut, Kept};
+pub(crate) use more::More;
+pub(crate) use packed::Packed;
 pub(crate) use span::{DecodedSpan, SpanRecord, more};
 
 /// Longest request id, name or key that is kept, in bytes.
