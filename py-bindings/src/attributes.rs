@@ -36,7 +36,7 @@ pub(crate) fn text<'a>(object: &'a Bound<'_, PyAny>) -> Cow<'a, str> {
 
 /// A value of a type that is read without running Python code.
 #[inline]
-fn plain<'a>(object: Borrowed<'a, '_, PyAny>) -> Option<ValueRef<'a>> {
+pub(crate) fn plain<'a>(object: Borrowed<'a, '_, PyAny>) -> Option<ValueRef<'a>> {
     if let Some(text) = utf8(object) {
         return Some(ValueRef::Str(text));
     }
@@ -64,7 +64,8 @@ pub(crate) fn value(object: &Bound<'_, PyAny>) -> Value {
     }
 }
 
-fn scalar(object: &Bound<'_, PyAny>) -> Value {
+/// Any object that is no array as a value.
+pub(crate) fn scalar(object: &Bound<'_, PyAny>) -> Value {
     if let Ok(b) = object.cast::<PyBool>() {
         return Value::Bool(b.is_true());
     }

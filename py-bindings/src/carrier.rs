@@ -80,9 +80,9 @@ pub(crate) fn inject(
             });
         }
         None => {
-            if let Some(SpanContext(context)) = current(py) {
+            if let Some(parent) = current(py) {
                 let propagated = Propagated {
-                    context: Some(context),
+                    context: Some(parent.context),
                     ..Propagated::default()
                 };
                 with_propagators(|propagators| propagators.inject(&propagated, set));

@@ -4,7 +4,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
-use crate::cpython::context_get;
+use crate::cpython::{context_get, context_reset, context_set};
+use crate::opentelemetry::api::api;
+use crate::opentelemetry::parent::{self, Parent};
 use crate::span::Span;
 
 /// The context of one span.
@@ -39,8 +41,18 @@ impl SpanContext {
     }
 }
 
+impl From<SpanContext> for Parent {
+    fn from(context: SpanContext) -> Self {
+        Self {
+            context: context.0,
+            remote: false,
+            trace_state: None,
+        }
+    }
+}
+
 /// `contextvars.ContextVar` with the current [`Span`] or the context of one.
-pub(crate) static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 pub(crate) fn create_context_variable(py: Python<'_>) -> PyResult<()> {
     let default = PyDict::new(py);
@@ -51,16 +63,66 @@ pub(crate) fn create_context_variable(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// The context of the innermost open span.
-pub(crate) fn current(py: Python<'_>) -> Option<SpanContext> {
-    let value = context_get(CURRENT.get(py)?.bind(py))?;
-    context_of(&value)
+/// What holds the current span.
+#[derive(Clone, Copy)]
+pub(crate) enum Variable {
+    /// [`CURRENT`].
+    Ours,
+    /// OpenTelemetry's context, once `omnitrace.opentelemetry` is imported: there is
+    /// one current span for both.
+    OpenTelemetry,
 }
 
-/// The context that a value of the variable stands for.
-pub(crate) fn context_of(value: &Bound<'_, PyAny>) -> Option<SpanContext> {
-    if let Ok(span) = value.cast_exact::<Span>() {
-        return span.get().first_context();
+impl Variable {
+    /// Its value now.
+    #[inline]
+    pub(crate) fn get<'py>(self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        match self {
+            Self::Ours => context_get(CURRENT.get(py)?.bind(py)),
+            Self::OpenTelemetry => api(py)?.current(py),
+        }
     }
-    value.cast::<SpanContext>().ok().map(|c| *c.get())
+
+    /// Sets it; the token is for [`Self::reset`]. None if there is no variable.
+    #[inline]
+    pub(crate) fn set<'py>(self, value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = value.py();
+        match self {
+            Self::Ours => CURRENT.get(py).map(|v| context_set(v.bind(py), value)),
+            Self::OpenTelemetry => api(py).map(|api| api.attach(value)),
+        }
+        .transpose()
+    }
+
+    /// Puts back what was there before.
+    #[inline]
+    pub(crate) fn reset(self, token: &Bound<'_, PyAny>) {
+        let py = token.py();
+        match self {
+            Self::Ours => {
+                if let Some(variable) = CURRENT.get(py) {
+                    context_reset(variable.bind(py), token);
+                }
+            }
+            Self::OpenTelemetry => {
+                if let Some(api) = api(py) {
+                    api.detach(token);
+                }
+            }
+        }
+    }
+}
+
+/// The innermost open span.
+#[inline]
+pub(crate) fn current(py: Python<'_>) -> Option<Parent> {
+    if let Some(parent) = parent::current(py) {
+        return Some(parent);
+    }
+    let value = Variable::Ours.get(py)?;
+    let context = match value.cast_exact::<Span>() {
+        Ok(span) => span.get().first_context()?,
+        Err(_) => *value.cast::<SpanContext>().ok()?.get(),
+    };
+    Some(context.into())
 }

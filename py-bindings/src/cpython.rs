@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 type AsUtf8 = unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::Py_ssize_t) -> *const c_char;
 type ContextGet =
@@ -24,6 +25,8 @@ type ContextReset = unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::PyObject)
 
 struct Api {
     as_utf8: AsUtf8,
+    /// The address of the empty string, of which there is one.
+    empty: usize,
     context_get: ContextGet,
     context_set: ContextSet,
     context_reset: ContextReset,
@@ -32,7 +35,7 @@ struct Api {
 static API: OnceLock<Api> = OnceLock::new();
 
 /// Looks everything up; to be called before anything else here.
-pub(crate) fn load() -> PyResult<()> {
+pub(crate) fn load(py: Python<'_>) -> PyResult<()> {
     let found = |name: &CStr| {
         // SAFETY: the name is a C string; looking it up has no other effect.
         let address: *mut c_void = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
@@ -50,6 +53,8 @@ pub(crate) fn load() -> PyResult<()> {
     // unicode.html).
     let api = unsafe {
         Api {
+            // It is kept for ever.
+            empty: PyString::new(py, "").into_ptr() as usize,
             as_utf8: std::mem::transmute::<*mut c_void, AsUtf8>(found(c"PyUnicode_AsUTF8AndSize")?),
             context_get: std::mem::transmute::<*mut c_void, ContextGet>(found(
                 c"PyContextVar_Get",
@@ -100,6 +105,13 @@ pub(crate) fn utf8<'a>(object: Borrowed<'a, '_, PyAny>) -> Option<&'a str> {
         let bytes = std::slice::from_raw_parts(text.cast::<u8>(), len as usize);
         Some(std::str::from_utf8_unchecked(bytes))
     }
+}
+
+/// Whether the object is the empty string.
+#[inline]
+pub(crate) fn is_empty_text(object: Borrowed<'_, '_, PyAny>) -> bool {
+    API.get()
+        .is_some_and(|api| api.empty == object.as_ptr() as usize)
 }
 
 /// The integer of an object that is exactly an `int` within 64 bits.

@@ -1,6 +1,6 @@
 //! The calls that CPython makes without a tuple or a dictionary in between
 //! (METH_FASTCALL), which the limited API of 3.9 lacks only by name: what each
-//! request pays for goes this way.
+//! request or span pays for goes this way.
 
 #![allow(unsafe_code)]
 
@@ -8,15 +8,13 @@ use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{ptr, slice};
 
+use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyTuple, PyType};
+use pyo3::types::PyTuple;
 
-use crate::action::action;
-use crate::context::SpanContext;
 use crate::cpython::utf8;
-use crate::span::Span;
 
 /// `METH_FASTCALL` of CPython's `methodobject.h`, the same since 3.7.
 const METH_FASTCALL: c_int = 0x0080;
@@ -28,7 +26,7 @@ pub(crate) struct Arguments<'a, 'py> {
     all: &'a [*mut ffi::PyObject],
     positional: usize,
     names: Option<Borrowed<'a, 'py, PyTuple>>,
-    py: Python<'py>,
+    pub(crate) py: Python<'py>,
 }
 
 impl<'a, 'py> Arguments<'a, 'py> {
@@ -139,89 +137,58 @@ unsafe fn arguments<'a, 'py>(
     }
 }
 
-/// Gives closures the lifetimes that they have.
-#[inline]
-fn call<'a, 'py>(
-    object: Option<Borrowed<'a, 'py, PyAny>>,
-    arguments: Arguments<'a, 'py>,
-    function: impl FnOnce(
-        Option<Borrowed<'a, 'py, PyAny>>,
-        Arguments<'a, 'py>,
-    ) -> PyResult<Bound<'py, PyAny>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    function(object, arguments)
+/// A function of the module.
+pub(crate) trait Function {
+    const NAME: &'static CStr;
+    const DOC: &'static CStr;
+    fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>>;
 }
 
-/// Makes the entry point of a function or method of ours.
-macro_rules! entry {
-    ($entry:ident => $function:expr) => {
-        unsafe extern "C" fn $entry(
-            object: *mut ffi::PyObject,
-            args: Args,
-            positional: ffi::Py_ssize_t,
-            names: *mut ffi::PyObject,
-        ) -> *mut ffi::PyObject {
-            // SAFETY: CPython calls with the interpreter attached, and keeps what it
-            // hands over alive until we return.
-            let (py, object, arguments) = unsafe {
-                let py = Python::assume_attached();
-                let object: Option<Borrowed<'_, '_, PyAny>> = Borrowed::from_ptr_or_opt(py, object);
-                (py, object, arguments(py, args, positional, names))
-            };
-            guarded(py, || call(object, arguments, $function))
-        }
-    };
+/// A method of a class of ours.
+pub(crate) trait Method {
+    type Class: PyTypeInfo;
+    const NAME: &'static CStr;
+    const DOC: &'static CStr;
+    fn call<'py>(
+        object: &Bound<'py, Self::Class>,
+        arguments: &Arguments<'_, 'py>,
+    ) -> PyResult<Bound<'py, PyAny>>;
 }
 
-entry!(action_entry => |_, arguments| {
-    let [name, request_id, attributes] =
-        arguments.take("action", &["name", "request_id", "attributes"], 3, 2)?;
-    if let (Some(name), Some(request_id)) = (name, request_id) {
-        action(&name, &request_id, attributes.as_deref());
-    }
-    Ok(none(arguments.py))
-});
-
-entry!(span_entry => |_, arguments| {
-    let [name, request_id, attributes, parent] = arguments.take(
-        "span",
-        &["name", "request_id", "attributes", "parent"],
-        3,
-        1,
-    )?;
-    let parent = match parent.filter(|p| !p.is_none()) {
-        Some(parent) => Some(*parent.cast::<SpanContext>()?.get()),
-        None => None,
+unsafe extern "C" fn function_entry<F: Function>(
+    _module: *mut ffi::PyObject,
+    args: Args,
+    positional: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: CPython calls with the interpreter attached, and keeps what it hands
+    // over alive until we return.
+    let (py, arguments) = unsafe {
+        let py = Python::assume_attached();
+        (py, arguments(py, args, positional, names))
     };
-    let owned = |object: Option<Borrowed<'_, '_, PyAny>>| {
-        object.filter(|o| !o.is_none()).map(|o| o.to_owned().unbind())
+    guarded(py, || F::call(&arguments))
+}
+
+unsafe extern "C" fn method_entry<M: Method>(
+    object: *mut ffi::PyObject,
+    args: Args,
+    positional: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as above; the descriptor that leads here ([`add_method`]) has checked
+    // that the object is of the class.
+    let (py, object, arguments) = unsafe {
+        let py = Python::assume_attached();
+        let object: Borrowed<'_, '_, PyAny> = Borrowed::from_ptr(py, object);
+        let object: Borrowed<'_, '_, M::Class> = object.cast_unchecked();
+        (py, object, arguments(py, args, positional, names))
     };
-    let span = Span::new(
-        name.map_or_else(|| none(arguments.py).unbind(), |n| n.to_owned().unbind()),
-        owned(request_id),
-        owned(attributes),
-        parent,
-    );
-    Ok(Bound::new(arguments.py, span)?.into_any())
-});
+    guarded(py, || M::call(&object, &arguments))
+}
 
-entry!(enter_entry => |object, arguments| {
-    let object = object.map_or_else(|| none(arguments.py), |o| o.to_owned());
-    object.cast::<Span>()?.get().enter(&object)?;
-    Ok(object)
-});
-
-entry!(exit_entry => |object, arguments| {
-    let py = arguments.py;
-    let [kind, error, _traceback] =
-        arguments.take("__exit__", &["exc_type", "exc_value", "traceback"], 3, 3)?;
-    if let (Some(object), Some(kind), Some(error)) = (object, kind, error) {
-        object.cast::<Span>()?.get().exit(&kind, &error);
-    }
-    Ok(PyBool::new(py, false).to_owned().into_any())
-});
-
-fn none(py: Python<'_>) -> Bound<'_, PyAny> {
+/// Python's `None`.
+pub(crate) fn none(py: Python<'_>) -> Bound<'_, PyAny> {
     py.None().into_bound(py)
 }
 
@@ -247,63 +214,27 @@ fn definition(name: &'static CStr, doc: &'static CStr, entry: Entry) -> *mut ffi
     }))
 }
 
-fn add_function(
-    module: &Bound<'_, PyModule>,
-    name: &'static CStr,
-    doc: &'static CStr,
-    entry: Entry,
-) -> PyResult<()> {
-    let definition = definition(name, doc, entry);
+/// Adds a function to the module.
+pub(crate) fn add_function<F: Function>(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let definition = definition(F::NAME, F::DOC, function_entry::<F>);
     let module_name = module.name()?;
     // SAFETY: the definition is there for ever; a new reference is returned.
     let function = unsafe {
         let function = ffi::PyCFunction_NewEx(definition, ptr::null_mut(), module_name.as_ptr());
         Bound::from_owned_ptr_or_err(module.py(), function)?
     };
-    module.add(&*name.to_string_lossy(), function)
+    module.add(&*F::NAME.to_string_lossy(), function)
 }
 
-fn add_method(
-    class: &Bound<'_, PyType>,
-    name: &'static CStr,
-    doc: &'static CStr,
-    entry: Entry,
-) -> PyResult<()> {
-    let definition = definition(name, doc, entry);
+/// Adds a method to its class.
+pub(crate) fn add_method<M: Method>(py: Python<'_>) -> PyResult<()> {
+    let class = py.get_type::<M::Class>();
+    let definition = definition(M::NAME, M::DOC, method_entry::<M>);
     // SAFETY: the definition is there for ever; a new reference is returned, which
     // binds the method to objects of this class only.
     let method = unsafe {
         let method = ffi::PyDescr_NewMethod(class.as_type_ptr(), definition);
         Bound::from_owned_ptr_or_err(class.py(), method)?
     };
-    class.setattr(&*name.to_string_lossy(), method)
-}
-
-/// Adds what goes this way to the module and to its classes.
-pub(crate) fn install(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    add_function(
-        module,
-        c"action",
-        c"action(name, request_id, attributes=None)\n--\n\nRecords a moment of a request.",
-        action_entry,
-    )?;
-    add_function(
-        module,
-        c"span",
-        c"span(name, request_id=None, attributes=None, *, parent=None)\n--\n\nA span around a block, or around each call of a function.",
-        span_entry,
-    )?;
-    let class = module.py().get_type::<Span>();
-    add_method(
-        &class,
-        c"__enter__",
-        c"__enter__($self)\n--\n\n",
-        enter_entry,
-    )?;
-    add_method(
-        &class,
-        c"__exit__",
-        c"__exit__($self, exc_type, exc_value, traceback, /)\n--\n\n",
-        exit_entry,
-    )
+    class.setattr(&*M::NAME.to_string_lossy(), method)
 }

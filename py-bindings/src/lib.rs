@@ -8,6 +8,7 @@ mod cpython;
 mod edge;
 mod keys;
 mod lifecycle;
+mod opentelemetry;
 mod process;
 mod span;
 
@@ -25,15 +26,19 @@ mod _omnitrace {
     #[pymodule_export]
     use super::lifecycle::{flush, init, shutdown, stats};
     #[pymodule_export]
+    use super::opentelemetry::{connect, describe_process, process_description};
+    #[pymodule_export]
     use super::span::Span;
 
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_init]
     fn init_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::cpython::load()?;
+        super::cpython::load(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         super::context::create_context_variable(module.py())?;
-        super::edge::install(module)
+        super::edge::add_function::<super::action::ActionFunction>(module)?;
+        super::span::install(module)?;
+        super::opentelemetry::install(module)
     }
 }

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use omnitrace::config::Limits;
 use omnitrace::propagation::Propagators;
-use omnitrace::{Config, Pipeline, Recorder, Stats};
+use omnitrace::value::set_attribute;
+use omnitrace::{Attribute, Config, Pipeline, Recorder, Sampler, Stats, Value};
 use pyo3::prelude::*;
 
 /// What callers record with; none before the first use, after a fork and after
@@ -51,6 +53,19 @@ impl State {
         last: None,
         routed: false,
     };
+
+    /// What it is set up with: the environment, where nobody has said more.
+    fn config(&mut self, messages: &mut Vec<String>) -> &mut Config {
+        if !self.routed {
+            self.routed = true;
+            omnitrace::diagnostics::route(log_to_python);
+        }
+        self.config.get_or_insert_with(|| {
+            let (config, warnings) = Config::from_env();
+            messages.extend(warnings);
+            config
+        })
+    }
 }
 
 /// The lock is only ever taken with the GIL held, so no thread can hold it while
@@ -85,6 +100,20 @@ pub(crate) fn with_propagators<T>(f: impl FnOnce(&Propagators) -> T) -> T {
     f(&config.unwrap_or_default())
 }
 
+/// What decides whether a span is recorded, and how much of it. The process is set up
+/// first if it is not.
+pub(crate) fn decisions() -> (Sampler, Limits) {
+    with_recorder(|_| Some(()));
+    let mut messages = Vec::new();
+    let decisions = {
+        let mut state = state();
+        let config = state.config(&mut messages);
+        (config.sampler, config.limits)
+    };
+    say(messages);
+    decisions
+}
+
 /// Whether recording is switched off in this process.
 pub(crate) fn is_off() -> bool {
     MODE.load(Ordering::Relaxed) == OFF
@@ -105,29 +134,34 @@ pub(crate) fn count_late_span() {
     }
 }
 
+/// Counts a span that is not made because its trace is not sampled.
+#[inline]
+pub(crate) fn count_unsampled_span() {
+    with_recorder(|recorder| {
+        recorder.leave_out();
+        Some(())
+    });
+}
+
 fn start() -> Option<Arc<Recorder>> {
     let mut messages = Vec::new();
     let recorder = start_quietly(&mut state(), &mut messages);
-    // Python's logging may run any code, so only now that the lock is free.
+    say(messages);
+    recorder
+}
+
+/// Python's logging may run any code, so only when the lock is free.
+fn say(messages: Vec<String>) {
     for message in messages {
         tracing::warn!(target: "omnitrace", "{message}");
     }
-    recorder
 }
 
 fn start_quietly(state: &mut State, messages: &mut Vec<String>) -> Option<Arc<Recorder>> {
     if let Some(pipeline) = &state.pipeline {
         return Some(Arc::clone(pipeline.recorder()));
     }
-    if !state.routed {
-        state.routed = true;
-        omnitrace::diagnostics::route(log_to_python);
-    }
-    let config = state.config.get_or_insert_with(|| {
-        let (config, warnings) = Config::from_env();
-        messages.extend(warnings);
-        config
-    });
+    let config = state.config(messages);
     if config.disabled {
         MODE.store(OFF, Ordering::Relaxed);
         return None;
@@ -157,6 +191,35 @@ pub(crate) fn configure(py: Python<'_>, config: Config) {
     MODE.store(ON, Ordering::Relaxed);
     drop(state);
     start();
+}
+
+/// Describes this process with these attributes too. What was recorded before is
+/// delivered first, as it was described.
+pub(crate) fn describe(py: Python<'_>, attributes: Vec<Attribute>) {
+    let mut messages = Vec::new();
+    let (config, running) = {
+        let mut state = state();
+        let config = state.config(&mut messages);
+        for Attribute { key, value } in attributes {
+            match value {
+                Value::Str(text) => config.set_resource(&key, &text),
+                other => set_attribute(&mut config.resource, &key, other),
+            }
+        }
+        (config.clone(), state.pipeline.is_some())
+    };
+    say(messages);
+    if running {
+        configure(py, config);
+    }
+}
+
+/// What this process is described with.
+pub(crate) fn description() -> Vec<Attribute> {
+    let mut messages = Vec::new();
+    let resource = omnitrace::pipeline::resource(state().config(&mut messages));
+    say(messages);
+    resource
 }
 
 /// Delivers what there is and stops recording.

@@ -175,6 +175,26 @@ class OpenTelemetryBlocks(OpenTelemetry):
         record_blocks(self.tracer.start_as_current_span, self.requests)
 
 
+class OmnitraceOpenTelemetry(Omnitrace):
+    """`start_span` and `end` of OpenTelemetry's API on omnitrace's TracerProvider."""
+
+    peer: type[OpenTelemetry] = OpenTelemetry
+
+    def __init__(self) -> None:
+        super().__init__()
+        face = importlib.import_module("omnitrace.opentelemetry")
+        self.contestant = self.peer(face.TracerProvider().get_tracer("bench"))
+
+    def record(self) -> None:
+        self.contestant.record()
+
+
+class OmnitraceOpenTelemetryBlocks(OmnitraceOpenTelemetry):
+    """Its `start_as_current_span`."""
+
+    peer = OpenTelemetryBlocks
+
+
 class Logfire(Contestant):
     """`logfire.span`, which takes attributes as keywords."""
 
@@ -233,6 +253,11 @@ SAMPLED_OUT = {"OTEL_TRACES_SAMPLER": "always_off"}
 CONTESTANTS = {
     "omnitrace.span": Entry(OmnitraceSpans),
     "omnitrace.action": Entry(OmnitraceActions),
+    "omnitrace.opentelemetry": Entry(OmnitraceOpenTelemetry),
+    "omnitrace.opentelemetry, block": Entry(OmnitraceOpenTelemetryBlocks),
+    "omnitrace.opentelemetry, sampled out": Entry(
+        OmnitraceOpenTelemetry, SAMPLED_OUT, exports=False
+    ),
     "omnitrace.span, off": Entry(OmnitraceSpans, OFF, exports=False),
     "omnitrace.action, off": Entry(OmnitraceActions, OFF, exports=False),
     "a dict of the attributes alone": Entry(Attributes, exports=False),

@@ -29,6 +29,26 @@ class Event:
     name: str
     time: int
     attributes: dict[str, Scalar]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Link:
+    trace_id: str
+    span_id: str
+    trace_state: str
+    attributes: dict[str, Scalar]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The library that made a span."""
+
+    name: str
+    version: str
+    schema_url: str
+    attributes: dict[str, Scalar]
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,13 @@ class Span:
     attributes: dict[str, Scalar]
     events: list[Event]
     resource: dict[str, Scalar]
+    remote: bool
+    """Its parent is in another process."""
+    trace_state: str
+    links: list[Link]
+    dropped: tuple[int, int, int]
+    """Attributes, events and links."""
+    scope: Scope
 
     @property
     def pid(self) -> Scalar:
@@ -70,9 +97,32 @@ def decode(body: bytes) -> list[Span]:
     spans = []
     for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
         for scope in resource.scope_spans:
-            assert scope.scope.name == "omnitrace"
+            library = Scope(
+                scope.scope.name,
+                scope.scope.version,
+                scope.schema_url,
+                scalars(scope.scope.attributes),
+            )
             for s in scope.spans:
-                events = [Event(e.name, e.time_unix_nano, scalars(e.attributes)) for e in s.events]
+                events = [
+                    Event(
+                        e.name,
+                        e.time_unix_nano,
+                        scalars(e.attributes),
+                        e.dropped_attributes_count,
+                    )
+                    for e in s.events
+                ]
+                links = [
+                    Link(
+                        link.trace_id.hex(),
+                        link.span_id.hex(),
+                        link.trace_state,
+                        scalars(link.attributes),
+                        link.dropped_attributes_count,
+                    )
+                    for link in s.links
+                ]
                 kind = trace_pb2.Span.SpanKind.Name(s.kind)
                 status = trace_pb2.Status.StatusCode.Name(s.status.code)
                 spans.append(
@@ -90,6 +140,15 @@ def decode(body: bytes) -> list[Span]:
                         attributes=scalars(s.attributes),
                         events=events,
                         resource=scalars(resource.resource.attributes),
+                        remote=bool(s.flags & 0x200),
+                        trace_state=s.trace_state,
+                        links=links,
+                        dropped=(
+                            s.dropped_attributes_count,
+                            s.dropped_events_count,
+                            s.dropped_links_count,
+                        ),
+                        scope=library,
                     )
                 )
     return spans

@@ -1,16 +1,31 @@
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Callable, Literal, Protocol, TypedDict, TypeVar, final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.util.types import Attributes
+
+from .opentelemetry import Event, InstrumentationScope, TracerProvider
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
     "Span",
     "SpanContext",
+    "_OpenTelemetryBlock",
+    "_OpenTelemetryNonRecordingSpan",
+    "_OpenTelemetryProvider",
+    "_OpenTelemetrySpan",
+    "_OpenTelemetryTracer",
     "__version__",
     "_after_fork_in_child",
     "_after_fork_in_parent",
     "_before_fork",
+    "_connect_opentelemetry",
+    "_describe_process",
+    "_process_description",
     "action",
     "extract",
     "flush",
@@ -228,3 +243,153 @@ def stats() -> _Stats:
 def _before_fork() -> None: ...
 def _after_fork_in_parent() -> None: ...
 def _after_fork_in_child() -> None: ...
+
+# ---- omnitrace.opentelemetry; to be imported only where opentelemetry-api is installed
+
+@final
+class _OpenTelemetryProvider:
+    """What the tracers of one provider share."""
+
+    def __new__(
+        cls,
+        front: TracerProvider,
+        sampler: Any,
+        ratio: float,
+        limits: Sequence[int | None] | None,
+        id_generator: Any,
+    ) -> _OpenTelemetryProvider: ...
+    def show_spans(self) -> None: ...
+    def shut_down(self) -> None: ...
+    def sampler_name(self) -> str | None: ...
+
+@final
+class _OpenTelemetryTracer(trace.Tracer):
+    """Starts spans; its methods are those of ``opentelemetry.trace.Tracer``."""
+
+    def __new__(
+        cls,
+        provider: _OpenTelemetryProvider,
+        name: str,
+        version: str,
+        schema_url: str,
+        attributes: Attributes,
+    ) -> _OpenTelemetryTracer: ...
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """The scope of its spans."""
+    @property
+    def resource(self) -> Any:
+        """Its provider's."""
+    def start_span(
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = ...,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> trace.Span:
+        """Starts a span under the current one, or under that of ``context``.
+
+        start_time: nanoseconds since 1970.
+        record_exception, set_status_on_exception: what an exception does that leaves
+            a ``with`` block of the span.
+        """
+    def start_as_current_span(  # type: ignore[override]
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = ...,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> _OpenTelemetryBlock:
+        """A block, or as a decorator each call of a function, with a span that is the
+        current one."""
+
+@final
+class _OpenTelemetryBlock:
+    """What ``start_as_current_span`` returns."""
+
+    def __enter__(self) -> trace.Span: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Literal[False]: ...
+    def __call__(self, function: _F) -> _F: ...
+    def _again(self) -> _OpenTelemetryBlock: ...
+
+@final
+class _OpenTelemetrySpan(trace.Span):
+    """A span that is recorded; its methods are those of ``opentelemetry.trace.Span``,
+    its properties those of the SDK's ``ReadableSpan``, before and after its end."""
+
+    def end(self, end_time: int | None = None) -> None: ...
+    def get_span_context(self) -> trace.SpanContext: ...
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None: ...
+    def set_attribute(self, key: str, value: Any) -> None: ...
+    def add_event(
+        self, name: str, attributes: Attributes = None, timestamp: int | None = None
+    ) -> None: ...
+    def add_link(self, context: trace.SpanContext, attributes: Attributes = None) -> None: ...
+    def update_name(self, name: str) -> None: ...
+    def is_recording(self) -> bool: ...
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None: ...
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def context(self) -> trace.SpanContext: ...
+    @property
+    def parent(self) -> trace.SpanContext | None: ...
+    @property
+    def kind(self) -> SpanKind: ...
+    @property
+    def start_time(self) -> int:
+        """Nanoseconds since 1970."""
+    @property
+    def end_time(self) -> int | None:
+        """Nanoseconds since 1970; None while it is open."""
+    @property
+    def status(self) -> Status: ...
+    @property
+    def attributes(self) -> Mapping[str, Any]: ...
+    @property
+    def events(self) -> tuple[Event, ...]: ...
+    @property
+    def links(self) -> tuple[Link, ...]: ...
+    @property
+    def dropped_attributes(self) -> int:
+        """Attributes that a limit has kept out."""
+    @property
+    def dropped_events(self) -> int:
+        """Events that a limit has kept out."""
+    @property
+    def dropped_links(self) -> int:
+        """Links that a limit has kept out."""
+    @property
+    def resource(self) -> Any: ...
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope: ...
+
+@final
+class _OpenTelemetryNonRecordingSpan(trace.NonRecordingSpan):
+    """A span that is not recorded: nothing but its context."""
+
+def _connect_opentelemetry(block_tracer: _OpenTelemetryTracer) -> None: ...
+def _describe_process(attributes: Mapping[str, Any]) -> None: ...
+def _process_description() -> Mapping[str, Any]: ...

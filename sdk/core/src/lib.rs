@@ -43,6 +43,7 @@ pub use key::{Key, KeyId, KeyRef};
 pub use layer::{Layer, layer};
 pub use pipeline::Pipeline;
 pub use process::{Tracing, shutdown, start, start_with};
+pub use queue::PackedAttributes;
 pub use recorder::Recorder;
 pub use sampler::Sampler;
 pub use span::Span;

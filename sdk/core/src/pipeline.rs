@@ -589,7 +589,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What describes this process to the Collector.
-fn resource(config: &Config) -> Vec<Attribute> {
+pub fn resource(config: &Config) -> Vec<Attribute> {
     let pid = std::process::id();
     let mut attributes = vec![
         Attribute::new("service.name", config.service_name().as_str()),

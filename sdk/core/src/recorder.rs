@@ -9,7 +9,9 @@ use crate::context::SpanContext;
 use crate::event::{Action, FreeSpan, Parent};
 use crate::id::{TraceId, canonical_request_id};
 use crate::propagation::Propagators;
-use crate::queue::{self, ActionRecord, Bind, Cut, Kept, Packed, Queue, SpanRecord, kept_id};
+use crate::queue::{
+    self, ActionRecord, Bind, Cut, Kept, Limited, PackedAttributes, Queue, SpanRecord, kept_id,
+};
 use crate::sampler::Sampler;
 use crate::scopes::Scopes;
 use crate::span::{Dropped, InstrumentationScope, Link, ScopeId, SpanEvent};
@@ -58,6 +60,12 @@ impl Recorder {
         &self.limits
     }
 
+    /// Tells it from every other recorder of this process.
+    #[inline]
+    pub fn number(&self) -> u64 {
+        self.queue.id()
+    }
+
     /// Records a moment of a request. False: the queue was full; it is counted.
     pub fn action(&self, action: &Action<'_>) -> bool {
         let id = self.vocabulary.action_named(action.name);
@@ -100,6 +108,31 @@ impl Recorder {
             Some(kept) if simple => self.queue.push(&SpanRecord::new(span, kept, &[])),
             _ => self.push_other(span),
         };
+        self.count(pushed)
+    }
+
+    /// The same with these attributes in place of the span's own.
+    #[inline]
+    pub fn span_with(&self, span: &FreeSpan<'_>, attributes: &PackedAttributes) -> bool {
+        if let Parent::Span(context) = span.parent
+            && !context.is_sampled()
+        {
+            self.leave_out();
+            return true;
+        }
+        let simple =
+            span.events.is_empty() && span.links.is_empty() && span.dropped == Dropped::default();
+        let more = if simple {
+            Vec::new()
+        } else {
+            queue::more(span)
+        };
+        let kept = Kept::Packed(attributes);
+        self.count(self.queue.push(&SpanRecord::new(span, kept, &more)))
+    }
+
+    #[inline]
+    fn count(&self, pushed: bool) -> bool {
         if !pushed {
             self.lost_spans.fetch_add(1, Ordering::Relaxed);
         }
@@ -109,11 +142,11 @@ impl Recorder {
     /// Records a finished, sampled span with these attributes, and with `more` for its
     /// events, links and dropped counts: what [`FreeSpan`] has of them does not count.
     #[inline]
-    pub(crate) fn packed_span(&self, span: &FreeSpan<'_>, attributes: &Packed, more: &[u8]) {
-        let kept = Kept::packed(attributes);
-        if !self.queue.push(&SpanRecord::new(span, kept, more)) {
-            self.lost_spans.fetch_add(1, Ordering::Relaxed);
-        }
+    pub(crate) fn packed_span(&self, span: &FreeSpan<'_>, attributes: &Limited, more: &[u8]) {
+        self.count(
+            self.queue
+                .push(&SpanRecord::new(span, attributes.kept(), more)),
+        );
     }
 
     /// A span with events or links, or with more attributes than are kept.

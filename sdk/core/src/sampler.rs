@@ -51,6 +51,26 @@ impl Sampler {
         Some(Self::root(Root::Below(below)))
     }
 
+    /// The sampler of this name in OpenTelemetry's environment, such as
+    /// `parentbased_traceidratio`; `ratio` counts for those that have one. None: there is
+    /// no such sampler, or the ratio is not from 0 to 1.
+    pub fn named(name: &str, ratio: f64) -> Option<Self> {
+        let (root, asks_parent) = match name.strip_prefix("parentbased_") {
+            Some(root) => (root, true),
+            None => (name, false),
+        };
+        let root = match root {
+            "always_on" => Self::ALWAYS_ON,
+            "always_off" => Self::ALWAYS_OFF,
+            "traceidratio" => Self::trace_id_ratio(ratio)?,
+            _ => return None,
+        };
+        Some(Self {
+            asks_parent,
+            ..root
+        })
+    }
+
     /// `parentbased_…`: as the caller has decided; this one decides for a trace that
     /// begins here.
     pub const fn parent_based(self) -> Self {

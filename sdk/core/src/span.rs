@@ -180,6 +180,21 @@ impl InstrumentationScope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScopeId(pub(crate) u16);
 
+impl ScopeId {
+    /// As an integer, for whoever keeps it beside its recorder's
+    /// [`number`](crate::Recorder::number).
+    #[inline]
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    /// The id with this [`ScopeId::number`].
+    #[inline]
+    pub fn from_number(number: u16) -> Self {
+        Self(number)
+    }
+}
+
 /// Where a span or event was recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source {

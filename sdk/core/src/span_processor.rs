@@ -19,7 +19,7 @@ use crate::event::{FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
 use crate::key::KeyRef;
 use crate::process::{Process, tell};
-use crate::queue::{More, Packed};
+use crate::queue::{Limited, More};
 use crate::recorder::Recorder;
 use crate::span::{Dropped, InstrumentationScope, ScopeId, SpanKind, StatusRef};
 use crate::value::{Array, Attribute, ValueRef};
@@ -177,16 +177,16 @@ impl opentelemetry_sdk::trace::SpanProcessor for SpanProcessor {
 
 /// What a span is made in.
 struct Memory {
-    attributes: Packed,
+    attributes: Limited,
     /// Of one event or link.
-    of_one: Packed,
+    of_one: Limited,
     more: More,
 }
 
 impl Memory {
     const NEW: Self = Self {
-        attributes: Packed::NEW,
-        of_one: Packed::NEW,
+        attributes: Limited::NEW,
+        of_one: Limited::NEW,
         more: More::NEW,
     };
 
@@ -212,7 +212,8 @@ impl Memory {
         });
         let (start, end) = (nanoseconds(span.start_time), nanoseconds(span.end_time));
         let limits = recorder.limits();
-        self.attributes.limit(limits.attributes, limits);
+        self.attributes
+            .limit(limits.attributes, limits.attribute_length);
         pack(
             &span.attributes,
             span.dropped_attributes_count,
@@ -238,13 +239,15 @@ impl Memory {
             events: events.dropped_count + beyond(events.len(), limits.events),
             links: links.dropped_count + beyond(links.len(), limits.links),
         };
-        self.of_one.limit(limits.event_attributes, limits);
+        self.of_one
+            .limit(limits.event_attributes, limits.other_length);
         for event in events.iter().take(limits.events) {
             let (time, dropped) = (nanoseconds(event.timestamp), event.dropped_attributes_count);
             pack(&event.attributes, dropped, &mut self.of_one);
             self.more.event(time, &event.name, &self.of_one);
         }
-        self.of_one.limit(limits.link_attributes, limits);
+        self.of_one
+            .limit(limits.link_attributes, limits.other_length);
         for link in links.iter().take(limits.links) {
             let (to, dropped) = (&link.span_context, link.dropped_attributes_count);
             let (Some(trace_id), Some(span_id)) = (trace_id(to), span_id(to.span_id())) else {
@@ -259,7 +262,7 @@ impl Memory {
 }
 
 /// Writes attributes, of which `dropped` are not there.
-fn pack(attributes: &[KeyValue], dropped: u32, to: &mut Packed) {
+fn pack(attributes: &[KeyValue], dropped: u32, to: &mut Limited) {
     to.clear(KEPT_WORDS);
     to.dropped = dropped;
     for KeyValue { key, value, .. } in attributes {

@@ -12,8 +12,7 @@ use super::env::Env;
 pub struct Limits {
     /// Attributes of a span.
     pub attributes: usize,
-    /// Characters of an attribute's text, of the span, its events and its links. None:
-    /// all.
+    /// Characters of the text of a span's attribute. None: all.
     pub attribute_length: Option<usize>,
     /// Events of a span.
     pub events: usize,
@@ -23,18 +22,22 @@ pub struct Limits {
     pub event_attributes: usize,
     /// Attributes of a link.
     pub link_attributes: usize,
+    /// Characters of the text of an event's or a link's attribute. None: all.
+    pub other_length: Option<usize>,
+}
+
+/// The first `length` characters of a text.
+pub fn cut(text: &str, length: Option<usize>) -> &str {
+    let Some(length) = length.filter(|length| *length < text.len()) else {
+        return text;
+    };
+    match text.char_indices().nth(length) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
 }
 
 impl Limits {
-    /// The part of an attribute's text that is kept.
-    pub(crate) fn cut<'a>(&self, text: &'a str) -> &'a str {
-        let limit = self.attribute_length.unwrap_or(usize::MAX);
-        match text.char_indices().nth(limit) {
-            Some((end, _)) => &text[..end],
-            None => text,
-        }
-    }
-
     /// The attributes of an event or a link that are kept, `most` of them, and how
     /// many are not.
     pub(crate) fn cut_attributes(
@@ -46,7 +49,7 @@ impl Limits {
         let cut = |attribute: &Attribute| match &attribute.value {
             Value::Str(text) => Attribute {
                 key: Arc::clone(&attribute.key),
-                value: self.cut(text).into(),
+                value: cut(text, self.other_length).into(),
             },
             _ => attribute.clone(),
         };
@@ -65,6 +68,7 @@ impl Default for Limits {
             links: 128,
             event_attributes: 128,
             link_attributes: 128,
+            other_length: None,
         }
     }
 }
@@ -72,7 +76,7 @@ impl Default for Limits {
 impl Limits {
     pub(super) fn read(env: &mut Env<'_>) -> Self {
         let default = Self::default();
-        // A span's own limit goes before the one for everything.
+        // One's own limit goes before the one for everything.
         let attributes = count(env, "OTEL_ATTRIBUTE_COUNT_LIMIT", default.attributes);
         let length = limit(env, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", None);
         Self {
@@ -80,16 +84,9 @@ impl Limits {
             attribute_length: limit(env, "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", length),
             events: count(env, "OTEL_SPAN_EVENT_COUNT_LIMIT", default.events),
             links: count(env, "OTEL_SPAN_LINK_COUNT_LIMIT", default.links),
-            event_attributes: count(
-                env,
-                "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
-                default.event_attributes,
-            ),
-            link_attributes: count(
-                env,
-                "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
-                default.link_attributes,
-            ),
+            event_attributes: count(env, "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", attributes),
+            link_attributes: count(env, "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", attributes),
+            other_length: length,
         }
     }
 }

@@ -5,7 +5,7 @@
 
 mod env;
 mod exporter;
-mod limits;
+pub mod limits;
 mod tls;
 
 use std::path::PathBuf;

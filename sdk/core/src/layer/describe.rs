@@ -3,7 +3,7 @@
 use tracing::Metadata;
 
 use crate::key::Key;
-use crate::queue::Packed;
+use crate::queue::Limited;
 use crate::value::ValueRef;
 
 static LEVEL: Key = Key::new("level");
@@ -47,7 +47,7 @@ impl Describe {
     }
 
     /// Adds what is asked for, unless a field has that name.
-    pub(super) fn add(self, to: &mut Packed, metadata: &Metadata<'_>, origin: &Origin<'_>) {
+    pub(super) fn add(self, to: &mut Limited, metadata: &Metadata<'_>, origin: &Origin<'_>) {
         let mut add = |asked: bool, key: &Key, value: Option<ValueRef<'_>>| {
             if let Some(value) = value.filter(|_| asked)
                 && metadata.fields().field(key.get().text()).is_none()

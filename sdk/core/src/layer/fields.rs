@@ -8,7 +8,7 @@ use tracing::field::{Field, Visit};
 
 use crate::config::Limits;
 use crate::key::{Key, KeyRef};
-use crate::queue::Packed;
+use crate::queue::Limited;
 use crate::span::SpanKind;
 use crate::value::{Array, ValueRef};
 
@@ -121,7 +121,7 @@ impl<T: Take> Visit for Values<'_, T> {
 }
 
 /// The attributes of an error.
-fn take_error(attributes: &mut Packed, field: &Field, message: &str, sources: &Array) {
+fn take_error(attributes: &mut Limited, field: &Field, message: &str, sources: &Array) {
     let (text, chain) = (ValueRef::Str(message), ValueRef::Array(sources.as_ref()));
     attributes.set(EXCEPTION_MESSAGE.get(), text);
     attributes.set(EXCEPTION_STACKTRACE.get(), chain);
@@ -193,7 +193,7 @@ fn kind_named(name: &str) -> Option<SpanKind> {
 #[derive(Debug, Default)]
 pub(super) struct EventSaid {
     pub(super) name: String,
-    pub(super) attributes: Packed,
+    pub(super) attributes: Limited,
     /// What it says of the span that it is in.
     pub(super) span: Said,
     /// Where a record of the `log` crate comes from.
@@ -243,8 +243,11 @@ impl EventSaid {
     }
 
     pub(super) fn limit(&mut self, limits: &Limits) {
-        self.attributes.limit(limits.event_attributes, limits);
-        self.span.attributes.limit(limits.attributes, limits);
+        self.attributes
+            .limit(limits.event_attributes, limits.other_length);
+        self.span
+            .attributes
+            .limit(limits.attributes, limits.attribute_length);
     }
 
     pub(super) fn clear(&mut self) {

@@ -196,7 +196,8 @@ impl<S: Subscriber> tracing_subscriber::Layer<S> for Layer {
             recording.start = start;
             recording.parent = above.map(|above| above.span_id);
             let limits = recorder.limits();
-            recording.said.attributes.limit(limits.attributes, limits);
+            let said = &mut recording.said.attributes;
+            said.limit(limits.attributes, limits.attribute_length);
             self.begin(recording, attributes);
         });
     }
@@ -226,7 +227,8 @@ impl<S: Subscriber> tracing_subscriber::Layer<S> for Layer {
         // Not into the span at once: a value's Debug may come here for the same span.
         let mut said = SAID.try_with(Cell::take).ok().flatten().unwrap_or_default();
         let (fields, limits) = (Fields::of(metadata), recorder.limits());
-        said.attributes.limit(limits.attributes, limits);
+        said.attributes
+            .limit(limits.attributes, limits.attribute_length);
         let to = &mut *said;
         values.record(&mut Values { fields, to });
         span.lock().said.update(&mut said);

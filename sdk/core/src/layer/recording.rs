@@ -10,7 +10,7 @@ use crate::context::SpanContext;
 use crate::event::{FreeSpan, Parent};
 use crate::id::SpanId;
 use crate::key::{KeyId, KeyRef};
-use crate::queue::{More, Packed};
+use crate::queue::{Limited, More};
 use crate::recorder::Recorder;
 use crate::span::{SpanKind, StatusRef};
 use crate::value::ValueRef;
@@ -31,7 +31,7 @@ pub(super) struct Said {
     pub(super) status: Code,
     /// Why it has failed.
     pub(super) description: String,
-    pub(super) attributes: Packed,
+    pub(super) attributes: Limited,
 }
 
 /// A span's status.
@@ -98,7 +98,7 @@ impl Said {
         self.add(&later.attributes);
     }
 
-    fn add(&mut self, later: &Packed) {
+    fn add(&mut self, later: &Limited) {
         self.attributes.dropped += later.dropped;
         later.with(|attributes| {
             for (key, value) in attributes.typed() {
@@ -154,7 +154,7 @@ impl Recording {
             return;
         }
         self.more
-            .link(to.trace_id, to.span_id, trace_state, &Packed::NEW);
+            .link(to.trace_id, to.span_id, trace_state, &Limited::NEW);
         self.links += 1;
     }
 

@@ -17,8 +17,9 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use record::PackedAttributes;
 pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedSpan};
-pub(crate) use record::{Cut, Encode, Kept, More, Packed, Record, SpanRecord, kept_id, more};
+pub(crate) use record::{Cut, Encode, Kept, Limited, More, Record, SpanRecord, kept_id, more};
 use ring::Ring;
 use writer::Writer;
 
@@ -56,6 +57,12 @@ impl Queue {
             wake,
             wake_pending: AtomicBool::new(false),
         }
+    }
+
+    /// Tells it from every other queue of this process.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     /// Copies a record into this thread's ring. False: no room, counted.

@@ -79,6 +79,9 @@ fn a_spans_own_limits_go_before_the_general_ones() {
     let expected = Limits {
         attributes: 20,
         attribute_length: Some(40),
+        event_attributes: 10,
+        link_attributes: 10,
+        other_length: Some(30),
         ..Limits::default()
     };
     assert_eq!(config.limits, expected);

@@ -161,6 +161,8 @@ fn table() -> Vec<Row> {
             "is not a whole number: 128",
             |c| {
                 c.limits.attributes = 7;
+                c.limits.event_attributes = 7;
+                c.limits.link_attributes = 7;
             },
         ),
         row(
@@ -173,7 +175,10 @@ fn table() -> Vec<Row> {
             "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
             ("0", "-5"),
             "is not a whole number: no limit",
-            |c| c.limits.attribute_length = Some(0),
+            |c| {
+                c.limits.attribute_length = Some(0);
+                c.limits.other_length = Some(0);
+            },
         ),
         row(
             "OTEL_SPAN_EVENT_COUNT_LIMIT",

@@ -65,7 +65,7 @@ impl Encode for ActionRecord<'_> {
         3 + if self.context.is_some() { 4 } else { 0 }
             + words_of(self.request_id.len())
             + words_of(self.name.len())
-            + self.attributes.words
+            + self.attributes.words()
     }
 
     #[inline]
@@ -80,7 +80,7 @@ impl Encode for ActionRecord<'_> {
         let (words, flags) = (self.words(), context | carried);
         writer.word(header(words, KIND_ACTION, flags, self.occurrence, action));
         writer.word(self.time);
-        let count = self.attributes.count;
+        let count = self.attributes.count();
         writer.word(texts(self.request_id, self.name, count));
         if let Some(context) = &self.context {
             write_context(writer, context);

@@ -1,12 +1,12 @@
 //! Attributes within a record.
 
-use crate::config::Limits;
+use crate::config::{Limits, limits};
 use crate::encode::Raw;
 use crate::key::{KeyId, KeyRef};
 use crate::value::{ArrayRef, Attribute, ValueRef};
 
 use super::super::writer::Writer;
-use super::packed::{Packed, Words};
+use super::packed::PackedAttributes;
 use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, MAX_TEXT, MAX_VALUE, Reader, cut, words_of};
 
 const TEXT: u64 = 0;
@@ -15,18 +15,19 @@ const F64: u64 = 2;
 const BOOL: u64 = 3;
 const ARRAY: u64 = 4;
 /// Type bit: the key's number stands in place of its length.
-const KNOWN: u64 = 0x80;
+pub(super) const KNOWN: u64 = 0x80;
+/// Where the value's length begins in the first word.
+pub(super) const HEAD_BITS: u32 = 24;
 
 type Pairs<'a> = [(KeyRef<'a>, ValueRef<'a>)];
 
 /// Attributes that fit a record.
 #[derive(Clone, Copy)]
-pub(crate) struct Kept<'a> {
-    list: &'a Pairs<'a>,
-    /// More, that are words already.
-    packed: &'a [u64],
-    pub(super) count: usize,
-    pub(super) words: usize,
+pub(crate) enum Kept<'a> {
+    /// As the caller holds them, with the words that they take.
+    Pairs(&'a Pairs<'a>, usize),
+    /// As they will be written.
+    Packed(&'a PackedAttributes),
 }
 
 /// What is left of attributes that do not.
@@ -40,23 +41,7 @@ impl<'a> Kept<'a> {
     /// What a [`Cut`] has left.
     pub(crate) fn of_cut(list: &'a Pairs<'a>) -> Self {
         let words = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| words_of_one(*key, value);
-        Self {
-            list,
-            packed: &[],
-            count: list.len(),
-            words: list.iter().map(words).sum(),
-        }
-    }
-
-    /// What has been packed.
-    #[inline]
-    pub(crate) fn packed(packed: &'a Packed) -> Self {
-        Self {
-            list: &[],
-            packed: &packed.words,
-            count: packed.count,
-            words: packed.words.len(),
-        }
+        Self::Pairs(list, list.iter().map(words).sum())
     }
 
     /// None: something is too long or too much, see [`Cut`].
@@ -73,55 +58,73 @@ impl<'a> Kept<'a> {
             && longest_value <= limits.attribute_length.unwrap_or(MAX_VALUE).min(MAX_VALUE)
             && list.len() <= limits.attributes.min(MAX_ATTRIBUTES)
             && words <= MAX_ATTRIBUTE_WORDS;
-        fits.then_some(Self {
-            list,
-            packed: &[],
-            count: list.len(),
-            words,
-        })
+        fits.then_some(Self::Pairs(list, words))
+    }
+
+    /// How many there are.
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Pairs(list, _) => list.len(),
+            Self::Packed(packed) => packed.len(),
+        }
+    }
+
+    /// Words that [`Self::write`] writes.
+    #[inline]
+    pub(super) fn words(&self) -> usize {
+        match self {
+            Self::Pairs(_, words) => *words,
+            Self::Packed(packed) => packed.words(),
+        }
     }
 
     #[inline]
     pub(super) fn write(&self, writer: &mut Writer<'_>) {
-        for (key, value) in self.list {
-            write(writer, *key, value);
-        }
-        for word in self.packed {
-            writer.word(*word);
+        let list = match self {
+            Self::Pairs(list, _) => list,
+            Self::Packed(packed) => return packed.write(writer),
+        };
+        for (key, value) in *list {
+            writer.word(head(*key, value));
+            if let KeyRef::Text(text) = key {
+                writer.bytes(text.as_bytes());
+            }
+            match scalar(value) {
+                Ok(scalar) => writer.word(scalar),
+                Err(bytes) => writer.bytes(bytes),
+            }
         }
     }
 }
 
-/// Writes one attribute.
-// So that what a caller knows of key and value need not be found out.
-#[inline(always)]
-pub(super) fn write(out: &mut impl Words, key: KeyRef<'_>, value: &ValueRef<'_>) {
-    let (kind, scalar) = match value {
-        ValueRef::Str(_) => (TEXT, 0),
-        ValueRef::I64(n) => (I64, *n as u64),
-        ValueRef::F64(n) => (F64, n.to_bits()),
-        ValueRef::Bool(b) => (BOOL, u64::from(*b)),
-        ValueRef::Array(_) => (ARRAY, 0),
-    };
-    let head = kind << 16 | (value_len(value) as u64) << 24;
-    match key {
-        KeyRef::Known(id) => out.word(u64::from(id.0) | KNOWN << 16 | head),
-        KeyRef::Text(text) => {
-            out.word(text.len() as u64 | head);
-            out.bytes(text.as_bytes());
-        }
-    }
-    match value {
-        ValueRef::Str(text) => out.bytes(text.as_bytes()),
-        ValueRef::Array(ArrayRef(bytes)) => out.bytes(bytes),
-        _ => out.word(scalar),
-    }
-}
-
-/// Exactly the words that [`write`] writes.
+/// The first word of an attribute.
 #[inline]
-pub(super) fn words_of_one(key: KeyRef<'_>, value: &ValueRef<'_>) -> usize {
-    1 + words_of(key_len(key)) + words_of(value_len(value))
+pub(super) fn head(key: KeyRef<'_>, value: &ValueRef<'_>) -> u64 {
+    let kind = match value {
+        ValueRef::Str(_) => TEXT,
+        ValueRef::I64(_) => I64,
+        ValueRef::F64(_) => F64,
+        ValueRef::Bool(_) => BOOL,
+        ValueRef::Array(_) => ARRAY,
+    };
+    let (key, known) = match key {
+        KeyRef::Known(id) => (u64::from(id.0), KNOWN),
+        KeyRef::Text(text) => (text.len() as u64, 0),
+    };
+    key | (kind | known) << 16 | (value_len(value) as u64) << HEAD_BITS
+}
+
+/// A value as a word, or its bytes.
+#[inline]
+pub(super) fn scalar<'a>(value: &ValueRef<'a>) -> Result<u64, &'a [u8]> {
+    match value {
+        ValueRef::Str(text) => Err(text.as_bytes()),
+        ValueRef::I64(n) => Ok(*n as u64),
+        ValueRef::F64(n) => Ok(n.to_bits()),
+        ValueRef::Bool(b) => Ok(u64::from(*b)),
+        ValueRef::Array(ArrayRef(bytes)) => Err(bytes),
+    }
 }
 
 impl<'a> Cut<'a> {
@@ -131,7 +134,7 @@ impl<'a> Cut<'a> {
         let mut kept = Vec::new();
         let mut total = 0;
         for (key, value) in list {
-            let (key, value) = (cut_key(*key), cut_value(*value, limits));
+            let (key, value) = (cut_key(*key), cut_value(*value, limits.attribute_length));
             let words = words_of_one(key, &value);
             if kept.len() == most || total + words > MAX_ATTRIBUTE_WORDS {
                 break;
@@ -144,6 +147,12 @@ impl<'a> Cut<'a> {
             list: kept,
         }
     }
+}
+
+/// Words of one attribute.
+#[inline]
+pub(super) fn words_of_one(key: KeyRef<'_>, value: &ValueRef<'_>) -> usize {
+    1 + words_of(key_len(key)) + words_of(value_len(value))
 }
 
 /// Bytes of the key's text in the record.
@@ -172,9 +181,10 @@ pub(super) fn cut_key(key: KeyRef<'_>) -> KeyRef<'_> {
     }
 }
 
-pub(super) fn cut_value<'a>(value: ValueRef<'a>, limits: &Limits) -> ValueRef<'a> {
+#[inline]
+pub(super) fn cut_value(value: ValueRef<'_>, length: Option<usize>) -> ValueRef<'_> {
     match value {
-        ValueRef::Str(text) => ValueRef::Str(cut(limits.cut(text), MAX_VALUE)),
+        ValueRef::Str(text) => ValueRef::Str(cut(limits::cut(text, length), MAX_VALUE)),
         // Half an array would say something else than the whole.
         ValueRef::Array(ArrayRef(bytes)) if bytes.len() > MAX_VALUE => {
             ValueRef::Str("(array too long)")
@@ -228,7 +238,7 @@ impl<'a> Attributes<'a> {
         } else {
             self.reader.bytes((head & 0xffff) as usize)?
         };
-        let len = (head >> 24) as usize;
+        let len = (head >> HEAD_BITS) as usize;
         let value = match kind & !KNOWN {
             TEXT => Raw::Text(self.reader.bytes(len)?),
             I64 => Raw::I64(self.reader.word()? as i64),

@@ -8,6 +8,7 @@
 
 mod action;
 mod attributes;
+mod limited;
 mod more;
 mod packed;
 mod span;
@@ -20,8 +21,9 @@ use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
 pub(crate) use attributes::{Cut, Kept};
+pub(crate) use limited::Limited;
 pub(crate) use more::More;
-pub(crate) use packed::Packed;
+pub use packed::PackedAttributes;
 pub(crate) use span::{DecodedSpan, SpanRecord, more};
 
 /// Longest request id, name or key that is kept, in bytes.

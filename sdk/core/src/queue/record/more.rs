@@ -5,7 +5,7 @@ use crate::id::{SpanId, TraceId};
 use crate::span::Dropped;
 
 use super::MAX_MORE_WORDS;
-use super::packed::Packed;
+use super::limited::Limited;
 
 /// Most bytes of events and links: there is room left for the counts of what is not
 /// there.
@@ -37,7 +37,7 @@ impl More {
     }
 
     /// Adds an event; `time` is nanoseconds since 1970.
-    pub(crate) fn event(&mut self, time: u64, name: &str, attributes: &Packed) {
+    pub(crate) fn event(&mut self, time: u64, name: &str, attributes: &Limited) {
         let name = name.as_bytes();
         let fits = self.add(|out| {
             let dropped = attributes.dropped;
@@ -52,7 +52,7 @@ impl More {
         trace_id: TraceId,
         span_id: SpanId,
         trace_state: &str,
-        attributes: &Packed,
+        attributes: &Limited,
     ) {
         let state = trace_state.as_bytes();
         let fits = self.add(|out| {

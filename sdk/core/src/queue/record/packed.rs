@@ -1,255 +1,346 @@
-//! Attributes that become words one by one, before there is a record to hold them.
+//! Attributes of a span that is still open, as they will lie in its record.
 
 use std::borrow::Cow;
+use std::fmt;
 
-use crate::config::Limits;
 use crate::encode::tail_word;
-use crate::key::KeyRef;
-use crate::value::ValueRef;
+use crate::key::{KeyId, KeyRef};
+use crate::value::{Attribute, ValueRef};
 
 use super::super::writer::Writer;
-use super::attributes::{Attributes, cut_key, cut_value, value_len, words_of_one, write};
-use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, MAX_VALUE, Reader};
+use super::attributes::{
+    Attributes, HEAD_BITS, KNOWN, cut_key, cut_value, head, scalar, words_of_one,
+};
+use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, Reader, words_of};
 
-/// Where a record's words go.
-pub(super) trait Words {
-    fn word(&mut self, word: u64);
-    /// Bytes, zero-padded to whole words.
-    fn bytes(&mut self, bytes: &[u8]);
+/// Attributes that are copied as they are set, for a caller that has no place to hold
+/// them until the span ends. What is too long is cut.
+///
+/// ```
+/// use omnitrace::{KeyRef, PackedAttributes, Value, ValueRef};
+/// let mut attributes = PackedAttributes::default();
+/// attributes.push(KeyRef::Text("gen_ai.request.model"), ValueRef::Str("deepseek-r1"));
+/// attributes.set(KeyRef::Text("gen_ai.request.model"), ValueRef::Str("deepseek-v3"));
+/// assert_eq!(attributes.to_vec()[0].value, Value::from("deepseek-v3"));
+/// ```
+#[derive(Clone, Default)]
+pub struct PackedAttributes {
+    /// What is in use, and zeroes after that: there is nearly always room for more.
+    words: Vec<u64>,
+    used: usize,
+    count: usize,
 }
 
-impl Words for Writer<'_> {
-    #[inline]
-    fn word(&mut self, word: u64) {
-        Writer::word(self, word);
-    }
-
-    #[inline]
-    fn bytes(&mut self, bytes: &[u8]) {
-        Writer::bytes(self, bytes);
-    }
-}
-
-impl Words for Vec<u64> {
-    #[inline]
-    fn word(&mut self, word: u64) {
-        self.push(word);
-    }
-
-    #[inline]
-    fn bytes(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        self.extend(words.iter().map(|word| u64::from_le_bytes(*word)));
-        if !rest.is_empty() {
-            self.push(tail_word(bytes, rest));
-        }
-    }
-}
-
-/// Attributes as a record has them. What is too long is cut, what is too much is
-/// counted.
-#[derive(Debug)]
-pub(crate) struct Packed {
-    pub(super) words: Vec<u64>,
-    pub(super) count: usize,
-    /// How many are left out.
-    pub(crate) dropped: u32,
-    /// How many there may be.
-    most: usize,
-    /// Bytes of a value that need not be looked at.
-    longest: usize,
-    /// Characters of a text.
-    length: Option<usize>,
-}
-
-impl Default for Packed {
-    fn default() -> Self {
-        Self::NEW
-    }
-}
-
-impl Packed {
-    pub(crate) const NEW: Self = Self {
+impl PackedAttributes {
+    pub(super) const NEW: Self = Self {
         words: Vec::new(),
+        used: 0,
         count: 0,
-        dropped: 0,
-        most: MAX_ATTRIBUTES,
-        longest: MAX_VALUE,
-        length: None,
     };
 
-    /// Takes up to `most` attributes from now on, of the length that `limits` say.
+    /// With memory for so many bytes of attributes.
     #[inline]
-    pub(crate) fn limit(&mut self, most: usize, limits: &Limits) {
-        self.most = most.min(MAX_ATTRIBUTES);
-        self.length = limits.attribute_length;
-        self.longest = self.length.unwrap_or(MAX_VALUE).min(MAX_VALUE);
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self {
+            words: vec![0; words_of(bytes)],
+            used: 0,
+            count: 0,
+        }
     }
 
-    /// Empties it and keeps memory for at most `kept` words.
-    pub(crate) fn clear(&mut self, kept: usize) {
-        self.words.clear();
-        self.words.shrink_to(kept);
-        self.count = 0;
-        self.dropped = 0;
+    /// How many there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.count
     }
 
-    /// Adds an attribute whose key is not there yet.
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds an attribute whose key is not there yet. False: a span has no room for it.
+    #[inline]
+    pub fn push(&mut self, key: KeyRef<'_>, value: ValueRef<'_>) -> bool {
+        self.push_short(cut_key(key), cut_value(value, None))
+    }
+
+    /// Adds what is known not to be too long.
     // So that what a caller knows of key and value need not be found out.
     #[inline(always)]
-    pub(crate) fn push(&mut self, key: KeyRef<'_>, value: ValueRef<'_>) {
-        let key = cut_key(key);
-        let value = match value_len(&value) <= self.longest {
-            true => value,
-            false => self.cut(value),
-        };
-        let needed = words_of_one(key, &value);
-        if self.count >= self.most || self.words.len() + needed > MAX_ATTRIBUTE_WORDS {
-            self.dropped += 1;
-            return;
+    pub(super) fn push_short(&mut self, key: KeyRef<'_>, value: ValueRef<'_>) -> bool {
+        let end = self.used + words_of_one(key, &value);
+        if self.count == MAX_ATTRIBUTES || end > MAX_ATTRIBUTE_WORDS {
+            return false;
         }
-        self.words.reserve(needed);
-        write(&mut self.words, key, &value);
+        if end > self.words.len() {
+            self.grow(end);
+        }
+        let Some((first, mut rest)) = self.words[self.used..end].split_first_mut() else {
+            return false;
+        };
+        *first = head(key, &value);
+        if let KeyRef::Text(text) = key {
+            rest = write_bytes(rest, text.as_bytes());
+        }
+        match scalar(&value) {
+            Ok(scalar) => rest.iter_mut().for_each(|word| *word = scalar),
+            Err(bytes) => {
+                write_bytes(rest, bytes);
+            }
+        }
+        self.used = end;
         self.count += 1;
+        true
     }
 
     #[cold]
-    fn cut<'v>(&self, value: ValueRef<'v>) -> ValueRef<'v> {
-        let limits = Limits {
-            attribute_length: self.length,
-            ..Limits::default()
-        };
-        cut_value(value, &limits)
+    fn grow(&mut self, needed: usize) {
+        self.words.resize((2 * self.words.len()).max(needed), 0);
     }
 
-    /// Sets an attribute: the last value of a key counts.
-    pub(crate) fn set(&mut self, key: KeyRef<'_>, value: ValueRef<'_>) {
-        let text = key.text();
-        let others = self.with(|all| {
-            let is_new = all.typed().all(|(known, _)| known != text);
-            (!is_new).then(|| {
-                let mut others = Self {
-                    words: Vec::with_capacity(self.words.len()),
-                    count: 0,
-                    ..*self
-                };
-                for (known, value) in all.typed().filter(|(known, _)| *known != text) {
-                    others.push(KeyRef::Text(known), value);
-                }
-                others
-            })
-        });
-        if let Some(others) = others {
-            *self = others;
+    /// Empties it and keeps memory for at most `kept` words.
+    #[inline]
+    pub(super) fn clear(&mut self, kept: usize) {
+        (self.used, self.count) = (0, 0);
+        if self.words.len() > kept {
+            self.words.truncate(kept);
+            self.words.shrink_to_fit();
         }
-        self.push(key, value);
+    }
+
+    /// Sets a key, in place of the value that it has. False: a span has no room for it.
+    pub fn set(&mut self, key: KeyRef<'_>, value: ValueRef<'_>) -> bool {
+        self.remove(key);
+        self.push(key, value)
+    }
+
+    /// Whether a key is there.
+    pub fn contains(&self, key: KeyRef<'_>) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// Takes the attribute out that was set first.
+    pub fn remove_oldest(&mut self) {
+        if self.count > 0 {
+            self.remove_at(0);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: KeyRef<'_>) {
+        if let Some(at) = self.find(key) {
+            self.remove_at(at);
+        }
+    }
+
+    fn remove_at(&mut self, at: usize) {
+        let length = self.length(at);
+        self.words.copy_within(at + length..self.used, at);
+        self.used -= length;
+        self.count -= 1;
+    }
+
+    /// Where an attribute begins.
+    fn find(&self, key: KeyRef<'_>) -> Option<usize> {
+        let key = cut_key(key);
+        let mut at = 0;
+        while at < self.used {
+            if self.has_key(at, key) {
+                return Some(at);
+            }
+            at += self.length(at);
+        }
+        None
+    }
+
+    /// Words of the attribute that begins here.
+    fn length(&self, at: usize) -> usize {
+        let head = self.words[at];
+        let key = match head >> 16 & KNOWN {
+            0 => words_of((head & 0xffff) as usize),
+            _ => 0,
+        };
+        1 + key + words_of((head >> HEAD_BITS) as usize)
+    }
+
+    fn has_key(&self, at: usize, key: KeyRef<'_>) -> bool {
+        let head = self.words[at];
+        if head >> 16 & KNOWN != 0 {
+            let id = KeyId::from_number(head as u16);
+            // A text may have two numbers.
+            return key == KeyRef::Known(id) || id.text() == key.text();
+        }
+        let text = key.text().as_bytes();
+        let kept = &self.words[at + 1..];
+        let word = |chunk: &[u8]| match chunk.first_chunk::<8>() {
+            Some(word) => u64::from_le_bytes(*word),
+            None => tail_word(chunk, chunk),
+        };
+        (head & 0xffff) as usize == text.len()
+            && text
+                .chunks(8)
+                .zip(kept)
+                .all(|(chunk, kept)| word(chunk) == *kept)
+    }
+
+    /// As owned attributes.
+    pub fn to_vec(&self) -> Vec<Attribute> {
+        self.with(|attributes| attributes.to_vec())
     }
 
     /// Reads them back.
     #[inline]
-    pub(crate) fn with<T>(&self, read: impl FnOnce(Attributes<'_>) -> T) -> T {
+    pub(super) fn with<T>(&self, read: impl FnOnce(Attributes<'_>) -> T) -> T {
+        let words = &self.words[..self.used];
         // A record's words are read as little-endian bytes.
         let words = match cfg!(target_endian = "little") {
-            true => Cow::Borrowed(&self.words),
-            false => Cow::Owned(self.words.iter().map(|word| word.to_le()).collect()),
+            true => Cow::Borrowed(words),
+            false => Cow::Owned(words.iter().map(|word| word.to_le()).collect()),
         };
         let bytes = bytemuck::cast_slice(&words);
         read(Attributes::new(Reader { bytes }, self.count))
     }
+
+    /// Words that [`Self::write`] writes.
+    #[inline]
+    pub(super) fn words(&self) -> usize {
+        self.used
+    }
+
+    #[inline]
+    pub(super) fn write(&self, writer: &mut Writer<'_>) {
+        for word in &self.words[..self.used] {
+            writer.word(*word);
+        }
+    }
+}
+
+impl fmt::Debug for PackedAttributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.to_vec()).finish()
+    }
+}
+
+/// Bytes into the first of these words, zero-padded; the words after them.
+#[inline]
+fn write_bytes<'w>(words: &'w mut [u64], bytes: &[u8]) -> &'w mut [u64] {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    let (into, mut after) = words.split_at_mut(whole.len().min(words.len()));
+    for (word, chunk) in into.iter_mut().zip(whole) {
+        *word = u64::from_le_bytes(*chunk);
+    }
+    if !rest.is_empty()
+        && let Some((word, more)) = std::mem::take(&mut after).split_first_mut()
+    {
+        *word = tail_word(bytes, rest);
+        after = more;
+    }
+    after
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sync::{AtomicU64, Ordering};
+    use proptest::prelude::*;
+
     use super::super::attributes::Kept;
+    use super::super::{Encode, MAX_TEXT, SpanRecord};
     use super::*;
-    use crate::key::Key;
-    use crate::value::{Array, Value};
+    use crate::config::Limits;
+    use crate::event::{FreeSpan, Parent};
+    use crate::id::{SpanId, TraceId};
+    use crate::queue::{Queue, Record};
+    use crate::value::{Value, set_attribute};
 
-    static MODEL: Key = Key::new("packed.test.model");
-
-    fn words(kept: Kept<'_>) -> Vec<u64> {
-        let room: Vec<AtomicU64> = (0..kept.words).map(|_| AtomicU64::new(0)).collect();
-        let mut writer = Writer::new(&room);
-        kept.write(&mut writer);
-        assert!(writer.is_done());
-        room.iter()
-            .map(|word| word.load(Ordering::Relaxed))
-            .collect()
+    /// What a record says of its span.
+    fn said(record: &impl Encode) -> String {
+        let queue = Queue::new(1 << 17, Box::new(|| {}));
+        assert!(queue.push(record));
+        let mut said = String::new();
+        queue.drain(|record| match record {
+            Record::Span(span) => said = format!("{span:?} {:?}", span.attributes.to_vec()),
+            other => panic!("{other:?}"),
+        });
+        said
     }
 
-    fn pairs(packed: &Packed) -> Vec<(String, Value)> {
-        let owned = |(key, value): (&str, ValueRef<'_>)| (key.to_owned(), value.to_value());
-        packed.with(|attributes| attributes.typed().map(owned).collect())
-    }
-
-    #[test]
-    fn attributes_that_come_one_by_one_make_the_words_of_a_list() {
-        let array = Array::new([ValueRef::I64(1), ValueRef::Str("two")].into_iter());
-        let list = [
-            (MODEL.get(), ValueRef::Str("deepseek-r1")),
-            (KeyRef::Text("text"), ValueRef::Str("")),
-            (KeyRef::Text("eight by"), ValueRef::Str("12345678")),
-            (KeyRef::Text("number"), ValueRef::I64(-1)),
-            (MODEL.get(), ValueRef::F64(0.7)),
-            (KeyRef::Text("truth"), ValueRef::Bool(true)),
-            (KeyRef::Text("array"), ValueRef::Array(array.as_ref())),
+    fn value() -> impl Strategy<Value = Value> {
+        let scalar = prop_oneof![
+            any::<String>().prop_map(|text| Value::from(text.as_str())),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(|n| Value::from(if n.is_nan() { 0.0 } else { n })),
+            any::<bool>().prop_map(Value::from),
         ];
-        let mut packed = Packed::default();
-        for (key, value) in list {
-            packed.push(key, value);
+        let array = prop::collection::vec(scalar.clone(), 0..4);
+        prop_oneof![4 => scalar, 1 => array.prop_map(|items| Value::Array(items.into_iter().collect()))]
+    }
+
+    /// Of every two texts one has a number.
+    fn key(text: &str) -> KeyRef<'_> {
+        let number = KeyId::of(text).filter(|_| text.len() % 2 == 0);
+        number.map_or(KeyRef::Text(text), KeyRef::Known)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn packed_attributes_make_the_record_that_the_same_attributes_make(
+            given in prop::collection::btree_map("[a-zé.]{0,20}", value(), 0..20),
+        ) {
+            let mut packed = PackedAttributes::default();
+            for (text, value) in &given {
+                prop_assert!(packed.push(key(text), value.as_ref()));
+            }
+            let pairs: Vec<_> = given.iter().map(|(k, v)| (key(k), v.as_ref())).collect();
+            let (trace, id) = (TraceId::new(1).unwrap(), SpanId::new(2).unwrap());
+            let span = FreeSpan::new("name", 1, 2, id, Parent::Root(trace));
+            let from_packed = said(&SpanRecord::new(&span, Kept::Packed(&packed), &[]));
+            let kept = Kept::new(&pairs, &Limits::default()).unwrap();
+            prop_assert_eq!(from_packed, said(&SpanRecord::new(&span, kept, &[])));
         }
-        let kept = Kept::new(&list, &Limits::default()).unwrap();
-        assert_eq!(words(Kept::packed(&packed)), words(kept));
-        let owned =
-            |(key, value): &(KeyRef<'_>, ValueRef<'_>)| (key.text().to_owned(), value.to_value());
-        assert_eq!(pairs(&packed), list.iter().map(owned).collect::<Vec<_>>());
+
+        #[test]
+        fn attributes_that_are_set_again_are_those_that_were_set_last(
+            steps in prop::collection::vec(("[a-d]{1,2}", value(), any::<bool>()), 0..40),
+        ) {
+            let mut packed = PackedAttributes::default();
+            let mut expected: Vec<Attribute> = Vec::new();
+            for (text, value, forget) in steps {
+                prop_assert_eq!(packed.contains(key(&text)), expected.iter().any(|a| *a.key == *text));
+                expected.retain(|a| *a.key != *text);
+                set_attribute(&mut expected, &text, value.clone());
+                // Under its other name as well.
+                prop_assert!(packed.set(KeyRef::Text(&text), value.as_ref()));
+                prop_assert!(packed.set(key(&text), value.as_ref()));
+                if forget {
+                    packed.remove_oldest();
+                    expected.remove(0);
+                }
+                prop_assert_eq!(packed.to_vec(), expected.clone());
+                prop_assert_eq!(packed.len(), expected.len());
+            }
+        }
     }
 
     #[test]
-    fn the_last_value_of_a_key_counts() {
-        let mut packed = Packed::default();
-        packed.push(MODEL.get(), ValueRef::Str("first"));
-        packed.push(KeyRef::Text("other"), ValueRef::I64(1));
-        packed.set(KeyRef::Text("packed.test.model"), ValueRef::Bool(true));
-        packed.set(KeyRef::Text("new"), ValueRef::I64(2));
-        assert_eq!(
-            pairs(&packed),
-            [
-                ("other".to_owned(), Value::I64(1)),
-                ("packed.test.model".to_owned(), Value::Bool(true)),
-                ("new".to_owned(), Value::I64(2)),
-            ]
-        );
-    }
-
-    #[test]
-    fn what_is_beyond_the_limits_is_cut_or_counted() {
-        let limits = Limits {
-            attribute_length: Some(3),
-            ..Limits::default()
-        };
-        let mut packed = Packed::default();
-        packed.limit(2, &limits);
-        for key in ["a", "b", "c"] {
-            packed.push(KeyRef::Text(key), ValueRef::Str("ümläut"));
+    fn what_does_not_fit_a_record_is_refused_and_what_is_too_long_is_cut() {
+        let long = "é".repeat(MAX_ATTRIBUTE_WORDS * 8);
+        let mut packed = PackedAttributes::default();
+        let mut pushed = 0;
+        while packed.push(KeyRef::Text(&long), ValueRef::Str(&long)) {
+            pushed += 1;
         }
-        let cut = |key: &str| (key.to_owned(), Value::from("üml"));
-        assert_eq!(
-            (pairs(&packed), packed.dropped),
-            (vec![cut("a"), cut("b")], 1)
-        );
+        assert_eq!((packed.len(), pushed > 1), (pushed, true));
+        assert!(packed.contains(KeyRef::Text(&long)));
+        let first = packed.to_vec().remove(0);
+        assert_eq!(first.key.len(), MAX_TEXT);
+        assert!(packed.words() <= MAX_ATTRIBUTE_WORDS);
 
-        let mut packed = Packed::default();
-        let long = "x".repeat(MAX_VALUE + 1);
-        for n in 0..20 {
-            packed.push(KeyRef::Text(&n.to_string()), ValueRef::Str(&long));
+        let mut packed = PackedAttributes::default();
+        for n in 0..MAX_ATTRIBUTES {
+            assert!(packed.push(KeyRef::Text(&n.to_string()), ValueRef::Bool(true)));
         }
-        assert!(packed.words.len() <= MAX_ATTRIBUTE_WORDS);
-        assert_eq!(packed.count + packed.dropped as usize, 20);
-        assert!(packed.dropped > 0);
-        packed.clear(16);
-        assert_eq!((pairs(&packed), packed.dropped), (vec![], 0));
-        assert!(packed.words.capacity() <= 16);
+        assert!(!packed.push(KeyRef::Text("one more"), ValueRef::Bool(true)));
+        assert_eq!(packed.len(), MAX_ATTRIBUTES);
     }
 }

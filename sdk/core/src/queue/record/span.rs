@@ -63,7 +63,7 @@ impl<'a> SpanRecord<'a> {
             1 + words_of(more.len())
         };
         Self {
-            words: 9 + texts + attributes.words + more_words,
+            words: 9 + texts + attributes.words() + more_words,
             span,
             name,
             second,
@@ -126,7 +126,7 @@ impl Encode for SpanRecord<'_> {
         writer.word(trace as u64);
         writer.word(parent);
         writer.word(u64::from(w3c_flags) | (self.error.len() as u64) << 8);
-        writer.word(texts(self.name, self.second, self.attributes.count));
+        writer.word(texts(self.name, self.second, self.attributes.count()));
         writer.bytes(self.name.as_bytes());
         writer.bytes(self.second.as_bytes());
         writer.bytes(self.error.as_bytes());

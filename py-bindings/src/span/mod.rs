@@ -1,10 +1,13 @@
 //! `omnitrace.span`: a span around a block or a function.
 
+mod calls;
+mod open;
+
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use omnitrace::event::{FreeSpan, Parent};
+use omnitrace::event::{FreeSpan, Parent as Above};
 use omnitrace::id::{SpanId, TraceId};
 use omnitrace::span::StatusRef;
 use omnitrace::value::set_attribute;
@@ -13,9 +16,15 @@ use pyo3::exceptions::{PyGeneratorExit, PyStopIteration};
 use pyo3::prelude::*;
 
 use crate::attributes::{Pair, entries, pair, text, value, with_attributes};
-use crate::context::{CURRENT, SpanContext, context_of};
-use crate::cpython::{context_get, context_reset, context_set};
+use crate::context::{SpanContext, Variable, current};
+use crate::opentelemetry::api::api;
+use crate::opentelemetry::parent::TraceState;
+use crate::opentelemetry::{Said, Seen};
 use crate::process::{count_late_span, forks, is_off, with_recorder};
+
+use open::{Open, Place, State};
+
+pub(crate) use calls::install;
 
 /// Attribute that names the exception which ended a span.
 const ERROR_TYPE: &str = "error.type";
@@ -74,59 +83,6 @@ impl First {
     }
 }
 
-#[derive(Default)]
-struct State {
-    /// Set before a block: what every block of this object has.
-    attributes: Vec<Attribute>,
-    /// The block that was opened last.
-    last: Option<Open>,
-    /// The same object may be entered again, on other threads too.
-    others: Vec<Open>,
-}
-
-struct Open {
-    start: u64,
-    context: omnitrace::SpanContext,
-    above: Option<omnitrace::SpanContext>,
-    /// Set while the block was open.
-    attributes: Vec<Attribute>,
-    place: Place,
-    /// The process that records it, as [`forks`] tells it; none does where recording
-    /// is off.
-    owner: Option<u64>,
-}
-
-/// Where the context variable stands.
-enum Place {
-    /// It is ours; the token puts back what was there.
-    Here(Py<PyAny>),
-    /// A suspended generator has taken it away, this value.
-    Away(Py<PyAny>),
-}
-
-impl State {
-    fn open(&mut self, open: Open) {
-        self.others.extend(self.last.replace(open));
-    }
-
-    /// Takes out the block whose context the variable holds, else the last one.
-    fn close(&mut self, variable: &Bound<'_, PyAny>) -> Option<Open> {
-        if !self.others.is_empty() {
-            // Reading it runs no Python code.
-            let here = context_get(variable).and_then(|v| context_of(&v));
-            let is_here = |open: &Open| here.is_some_and(|here| open.context == here.0);
-            if !self.last.as_ref().is_some_and(is_here)
-                && let Some(at) = self.others.iter().rposition(is_here)
-            {
-                return Some(self.others.remove(at));
-            }
-        }
-        let last = self.last.take();
-        self.last = self.others.pop();
-        last
-    }
-}
-
 impl Span {
     pub(crate) fn new(
         name: Py<PyAny>,
@@ -157,21 +113,15 @@ impl Span {
     #[inline]
     pub(crate) fn enter(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = object.py();
-        let Some(variable) = CURRENT.get(py) else {
-            return Ok(());
-        };
-        let variable = variable.bind(py);
         if is_off() {
-            return self.pass_through(variable);
+            return self.pass_through(py);
         }
         let above = match self.parent {
-            Some(parent) => Some(parent.0),
-            None => context_get(variable)
-                .and_then(|v| context_of(&v))
-                .map(|c| c.0),
+            Some(parent) => Some(parent.into()),
+            None => current(py),
         };
         let (trace_id, flags) = match (&above, &self.request_id) {
-            (Some(context), _) => (context.trace_id, context.flags),
+            (Some(above), _) => (above.context.trace_id, above.context.flags),
             (None, Some(id)) => {
                 let id = text(id.bind(py));
                 with_recorder(|recorder| Some(recorder.trace_of(&id))).unwrap_or_else(of_its_own)
@@ -183,18 +133,29 @@ impl Span {
             span_id: SpanId::random(),
             flags,
         };
-        let token = if self.first.set(&context) {
-            context_set(variable, object)?
-        } else {
-            let value = Bound::new(py, SpanContext(context))?;
-            context_set(variable, value.as_any())?
+        let start = clock::now();
+        let (variable, seen, value) = match api(py) {
+            Some(api) => {
+                let name = self.name.bind(py);
+                let (seen, value) = Seen::new(api, name, context, above.as_ref(), start)?;
+                (Variable::OpenTelemetry, Some(seen), value)
+            }
+            None if self.first.set(&context) => (Variable::Ours, None, object.clone()),
+            None => {
+                let value = Bound::new(py, SpanContext(context))?;
+                (Variable::Ours, None, value.into_any())
+            }
+        };
+        let Some(token) = variable.set(&value)? else {
+            return Ok(());
         };
         self.state().open(Open {
-            start: clock::now(),
+            start,
             context,
             above,
             attributes: Vec::new(),
-            place: Place::Here(token.unbind()),
+            place: Place::Here(variable, token.unbind()),
+            seen,
             owner: Some(forks()),
         });
         Ok(())
@@ -202,16 +163,22 @@ impl Span {
 
     /// Where nothing of ours is recorded, nothing of ours goes to others; what a
     /// caller sent still does.
-    fn pass_through(&self, variable: &Bound<'_, PyAny>) -> PyResult<()> {
-        if let Some(parent) = self.parent {
-            let value = Bound::new(variable.py(), parent)?;
-            let token = context_set(variable, value.as_any())?;
+    fn pass_through(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(parent) = self.parent else {
+            return Ok(());
+        };
+        let (variable, value) = match api(py) {
+            Some(api) => (Variable::OpenTelemetry, Seen::passed(api, py, parent.0)?),
+            None => (Variable::Ours, Bound::new(py, parent)?.into_any()),
+        };
+        if let Some(token) = variable.set(&value)? {
             self.state().open(Open {
                 start: 0,
                 context: parent.0,
                 above: None,
                 attributes: Vec::new(),
-                place: Place::Here(token.unbind()),
+                place: Place::Here(variable, token.unbind()),
+                seen: None,
                 owner: None,
             });
         }
@@ -223,18 +190,15 @@ impl Span {
     pub(crate) fn exit(&self, kind: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>) {
         let end = clock::now();
         let py = kind.py();
-        let Some(variable) = CURRENT.get(py) else {
-            return;
-        };
-        let variable = variable.bind(py);
         let (open, before) = {
             let mut state = self.state();
-            (state.close(variable), !state.attributes.is_empty())
+            let open = state.close(|| current(py).map(|parent| parent.context));
+            (open, !state.attributes.is_empty())
         };
         let Some(open) = open else { return };
         match open.place {
-            Place::Here(token) => context_reset(variable, &token.into_bound(py)),
-            Place::Away(inside) => drop(inside.into_bound(py)),
+            Place::Here(variable, token) => variable.reset(&token.into_bound(py)),
+            Place::Away(_, inside) => drop(inside.into_bound(py)),
         }
         // The parent of a forked process closes the span that both have open.
         if is_off() || open.owner != Some(forks()) {
@@ -249,18 +213,25 @@ impl Span {
         }
         let name = text(self.name.bind(py));
         let request_id = self.request_id.as_ref().map(|id| text(id.bind(py)));
-        let parent = match (open.above, &request_id) {
-            (Some(context), _) => Parent::Span(context),
-            (None, Some(id)) => Parent::Request(id),
-            (None, None) => Parent::Root(open.context.trace_id),
+        let parent = match (&open.above, &request_id) {
+            (Some(above), _) => Above::Span(above.context),
+            (None, Some(id)) => Above::Request(id),
+            (None, None) => Above::Root(open.context.trace_id),
         };
-        let span = FreeSpan::new(&name, open.start, end, open.context.span_id, parent);
+        let state = open.above.as_ref().and_then(|a| a.trace_state.as_ref());
+        let span = FreeSpan {
+            parent_is_remote: open.above.as_ref().is_some_and(|above| above.remote),
+            trace_state: state.map_or("", TraceState::header),
+            ..FreeSpan::new(&name, open.start, end, open.context.span_id, parent)
+        };
+        let said = open.seen.and_then(|seen| seen.close(py, end));
         // A generator that nobody wants to read to its end has not failed.
         let failed = !kind.is_none() && !error.is_instance_of::<PyGeneratorExit>();
         let given = self.attributes.as_ref().map(|a| a.bind(py));
-        let recorded = if failed || before || !open.attributes.is_empty() {
+        let more = !open.attributes.is_empty() || said.is_some() || before;
+        let recorded = if failed || more {
             let failure = failed.then(|| (type_name(kind), text(error)));
-            self.record_merged(&span, given, open.attributes, failure)
+            self.record_merged(py, &span, given, open.attributes, said, failure)
         } else {
             with_attributes(given, |attributes| {
                 with_recorder(|recorder| Some(recorder.span(&FreeSpan { attributes, ..span })))
@@ -275,26 +246,38 @@ impl Span {
     #[cold]
     fn record_merged(
         &self,
+        py: Python<'_>,
         span: &FreeSpan<'_>,
         given: Option<&Bound<'_, PyAny>>,
         set: Vec<Attribute>,
+        said: Option<Said>,
         failure: Option<(String, Cow<'_, str>)>,
     ) -> Option<bool> {
         let mut attributes = given.map(entries).unwrap_or_default();
         let before = self.state().attributes.clone();
-        for Attribute { key, value } in before.into_iter().chain(set) {
+        let said = said.unwrap_or_default();
+        let later = set.into_iter().chain(said.attributes.to_vec());
+        for Attribute { key, value } in before.into_iter().chain(later) {
             set_attribute(&mut attributes, &key, value);
         }
-        let mut status = StatusRef::Unset;
+        let mut status = said.status.as_ref();
         if let Some((name, message)) = &failure {
             set_attribute(&mut attributes, ERROR_TYPE, name.as_str().into());
-            status = StatusRef::Error(message);
+            // What has been said to be fine stays so.
+            if status != StatusRef::Ok {
+                status = StatusRef::Error(message);
+            }
         }
         let attributes: Vec<Pair<'_>> = attributes.iter().map(pair).collect();
+        let renamed = said.name.as_ref().map(|name| text(name.bind(py)));
         with_recorder(|recorder| {
             Some(recorder.span(&FreeSpan {
+                name: renamed.as_deref().unwrap_or(span.name),
                 attributes: &attributes,
                 status,
+                events: &said.events,
+                links: &said.links,
+                dropped: said.dropped,
                 ..*span
             }))
         })
@@ -339,37 +322,40 @@ impl Span {
 
     /// Before a generator hands an item out: its reader is not inside the span.
     fn _leave(&self, py: Python<'_>) {
-        let Some(variable) = CURRENT.get(py).map(|v| v.bind(py)) else {
-            return;
+        let variable = match &self.state().last {
+            Some(Open {
+                place: Place::Here(variable, _),
+                ..
+            }) => *variable,
+            _ => return,
         };
-        let Some(inside) = context_get(variable) else {
+        let Some(inside) = variable.get(py) else {
             return;
         };
         let place = match &mut self.state().last {
-            Some(open) => std::mem::replace(&mut open.place, Place::Away(inside.unbind())),
+            Some(open) => {
+                std::mem::replace(&mut open.place, Place::Away(variable, inside.unbind()))
+            }
             None => return,
         };
-        if let Place::Here(token) = place {
-            context_reset(variable, token.bind(py));
+        if let Place::Here(variable, token) = place {
+            variable.reset(token.bind(py));
         }
     }
 
     /// Before the generator goes on: what it does is inside the span again.
     fn _return(&self, py: Python<'_>) {
-        let Some(variable) = CURRENT.get(py) else {
-            return;
-        };
-        let inside = match &self.state().last {
+        let (variable, inside) = match &self.state().last {
             Some(Open {
-                place: Place::Away(inside),
+                place: Place::Away(variable, inside),
                 ..
-            }) => inside.clone_ref(py),
+            }) => (*variable, inside.clone_ref(py)),
             _ => return,
         };
-        if let Ok(token) = context_set(variable.bind(py), inside.bind(py))
+        if let Ok(Some(token)) = variable.set(inside.bind(py))
             && let Some(open) = &mut self.state().last
         {
-            open.place = Place::Here(token.unbind());
+            open.place = Place::Here(variable, token.unbind());
         }
     }
 

@@ -1,0 +1,32 @@
+"""What programs in these tests begin with that use omnitrace by OpenTelemetry's API."""
+
+from __future__ import annotations
+
+from program import Program, Result
+
+SET_UP = """\
+from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.trace import (
+    Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState,
+)
+from omnitrace.opentelemetry import TracerProvider
+"""
+GLOBAL = (
+    SET_UP
+    + """\
+trace.set_tracer_provider(TracerProvider())
+tracer = trace.get_tracer("library", "1.2")
+"""
+)
+
+
+def run(program: Program, code: str, before: str = GLOBAL, **variables: str | None) -> Result:
+    """Runs a program whose tracer is omnitrace's; it says nothing through `logging`."""
+    result = program.run(code, before=before, **variables)
+    assert messages(result) == []
+    return result
+
+
+def messages(result: Result) -> list[tuple[str, str]]:
+    """What omnitrace said, but for settings that only OpenTelemetry's API honours."""
+    return [said for said in result.messages if not said[1].endswith("does not honour it")]
