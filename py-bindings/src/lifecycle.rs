@@ -13,7 +13,7 @@ use crate::attributes::text;
 use crate::process;
 
 /// Keyword of `init` → the variable that it stands in for.
-const OVERRIDES: [(&str, &str); 32] = [
+const OVERRIDES: [(&str, &str); 34] = [
     ("service_name", "OTEL_SERVICE_NAME"),
     ("role", "ROLE"),
     ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -30,6 +30,8 @@ const OVERRIDES: [(&str, &str); 32] = [
     ),
     ("client_key", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
     ("exporter", "OTEL_TRACES_EXPORTER"),
+    ("metrics_exporter", "OTEL_METRICS_EXPORTER"),
+    ("metric_export_interval", "OTEL_METRIC_EXPORT_INTERVAL"),
     ("sampler", "OTEL_TRACES_SAMPLER"),
     ("sampler_arg", "OTEL_TRACES_SAMPLER_ARG"),
     ("propagators", "OTEL_PROPAGATORS"),
@@ -60,7 +62,12 @@ const OVERRIDES: [(&str, &str); 32] = [
     ("disabled", "OTEL_SDK_DISABLED"),
 ];
 /// Of these, the ones given in seconds that the variable takes in milliseconds.
-const SECONDS: [&str; 3] = ["timeout", "schedule_delay", "export_timeout"];
+const SECONDS: [&str; 4] = [
+    "timeout",
+    "metric_export_interval",
+    "schedule_delay",
+    "export_timeout",
+];
 
 /// Sets this process up; what is not given comes from the environment.
 #[pyfunction]

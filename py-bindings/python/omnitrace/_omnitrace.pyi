@@ -159,6 +159,8 @@ def init(
     client_certificate: str | None = None,
     client_key: str | None = None,
     exporter: str | None = None,
+    metrics_exporter: str | None = None,
+    metric_export_interval: float | None = None,
     sampler: str | None = None,
     sampler_arg: float | None = None,
     propagators: str | None = None,
@@ -184,7 +186,7 @@ def init(
     Optional: without it the first action or span does the same from the
     environment alone. What is not given here comes from the environment, whose
     variables the README's table lists beside these arguments. ``timeout``,
-    ``schedule_delay`` and ``export_timeout`` are seconds; the certificates and
+    ``metric_export_interval``, ``schedule_delay`` and ``export_timeout`` are seconds; the certificates and
     the key are paths of PEM files, which are read now. A second call shuts the
     first set-up down.
 

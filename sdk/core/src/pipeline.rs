@@ -2,6 +2,7 @@
 //! threads, and one thread that does everything else.
 
 mod bell;
+mod reporter;
 mod wire;
 
 use std::path::Path;
@@ -27,7 +28,8 @@ use crate::span::Source;
 use crate::value::{Attribute, Value};
 
 use bell::Bell;
-use wire::Wire;
+use reporter::Reporter;
+use wire::{Arrived, Wire};
 
 /// How often the queue is emptied when nothing asks for it sooner.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
@@ -182,15 +184,7 @@ impl Pipeline {
 
     /// The books as of the thread's last round, and what the queue has lost.
     pub fn stats(&self) -> Stats {
-        let mut stats = lock(&self.stats).clone();
-        let lost_spans = self.recorder.lost_spans();
-        stats.unsampled += self.recorder.unsampled();
-        stats.events_lost = self.recorder.queue.lost().saturating_sub(lost_spans);
-        if lost_spans > 0 {
-            stats.created += lost_spans;
-            *stats.dropped.entry("queue_full").or_default() += lost_spans;
-        }
-        stats
+        books(lock(&self.stats).clone(), &self.recorder)
     }
 
     fn ask(&self, timeout: Duration, ends: bool) -> bool {
@@ -218,6 +212,7 @@ struct Worker {
     assembler: Assembler,
     delivery: Delivery,
     wire: Option<Wire>,
+    reporter: Option<Reporter>,
     bell: Arc<Bell>,
     inbox: Receiver<Command>,
     /// The command that is being carried out.
@@ -246,10 +241,10 @@ impl Worker {
             role: config.role.as_str().into(),
             node: config.node.as_str().into(),
         });
-        let wire = config
-            .exporter
-            .clone()
-            .map(|e| Wire::new(e, Arc::clone(&source), resource.clone()));
+        let wire = config.exporter.clone().map(|e| {
+            let metrics = config.metrics.clone().map(|metrics| metrics.exporter);
+            Wire::new(e, metrics, Arc::clone(&source), resource.clone())
+        });
         let wire = wire.transpose().unwrap_or_else(|error| {
             tracing::error!("{error}; spans go to the legacy log");
             config.exporter = None;
@@ -265,6 +260,7 @@ impl Worker {
                 Arc::clone(&recorder.scopes),
             ),
             source,
+            reporter: Reporter::new(&config, &resource),
             wire,
             bell,
             inbox,
@@ -296,9 +292,13 @@ impl Worker {
                 }
             }
             self.start_export();
+            self.report_if_due();
             if let Some(command) = self.asked.take_if(|c| is_done(c, self.wire.as_ref())) {
                 let safe = self.leave_nothing();
                 self.publish();
+                if command.ends {
+                    self.report_for_the_last_time(command.deadline);
+                }
                 if let Some(wire) = self.wire.take_if(|_| command.ends) {
                     wire.end();
                 }
@@ -347,6 +347,44 @@ impl Worker {
         }
     }
 
+    /// Sends the books as metrics; who asks for spans does not wait for that.
+    fn report_if_due(&mut self) {
+        if let (Some(wire), Some(reporter)) = (&mut self.wire, &mut self.reporter)
+            && self.asked.is_none()
+            && Instant::now() >= reporter.due()
+        {
+            let books = books(lock(&self.stats).clone(), &self.recorder);
+            wire.report(reporter.request(&books, self.delivery.on_wire()));
+        }
+    }
+
+    /// Sends the last books, if they get through by the deadline.
+    fn report_for_the_last_time(&mut self, deadline: Instant) {
+        let (Some(wire), Some(reporter)) = (&mut self.wire, &mut self.reporter) else {
+            return;
+        };
+        if self.delivery.is_failing() {
+            return;
+        }
+        let mut is_last = false;
+        loop {
+            if !wire.is_moving() {
+                if is_last {
+                    break;
+                }
+                is_last = true;
+                let books = books(lock(&self.stats).clone(), &self.recorder);
+                wire.report(reporter.request(&books, 0));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match wire.carry_on(left) {
+                Some(Arrived::Metrics(outcome)) => reporter.settle(outcome),
+                Some(Arrived::Batch(_)) => {}
+                None => break,
+            }
+        }
+    }
+
     /// Until there is something to do.
     fn wait(&mut self) {
         let longest = match &self.asked {
@@ -355,16 +393,20 @@ impl Worker {
         };
         let mut is_idle = true;
         match &mut self.wire {
-            Some(wire) if wire.is_busy() => {
-                if let Some(outcome) = wire.carry_on(longest.min(SLICE)) {
+            Some(wire) if wire.is_moving() => match wire.carry_on(longest.min(SLICE)) {
+                Some(Arrived::Batch(outcome)) => {
                     self.delivery.settle(outcome, Instant::now(), clock::now());
                     if let Some(command) = &mut self.asked {
                         command.gives_up = self.delivery.is_failing();
                     }
-                } else {
-                    is_idle = false;
                 }
-            }
+                Some(Arrived::Metrics(outcome)) => {
+                    if let Some(reporter) = &mut self.reporter {
+                        reporter.settle(outcome);
+                    }
+                }
+                None => is_idle = false,
+            },
             _ => self.bell.sleep(longest),
         }
         // Who asks for what there is does not wait for what comes meanwhile, unless
@@ -377,7 +419,8 @@ impl Worker {
 
     /// The usual pause, or less when a batch is due.
     fn until_due(&self) -> Duration {
-        let due = self.delivery.wake_at();
+        let report = self.reporter.as_ref().map(Reporter::due);
+        let due = self.delivery.wake_at().into_iter().chain(report).min();
         due.map_or(DRAIN_EVERY, |at| {
             at.saturating_duration_since(Instant::now())
                 .min(DRAIN_EVERY)
@@ -576,6 +619,18 @@ impl Losses {
             _ => {}
         }
     }
+}
+
+/// The thread's books with what never came to it.
+fn books(mut stats: Stats, recorder: &Recorder) -> Stats {
+    let lost_spans = recorder.lost_spans();
+    stats.unsampled += recorder.unsampled();
+    stats.events_lost = recorder.queue.lost().saturating_sub(lost_spans);
+    if lost_spans > 0 {
+        stats.created += lost_spans;
+        *stats.dropped.entry("queue_full").or_default() += lost_spans;
+    }
+    stats
 }
 
 /// Whether all that can be done for it has been.

@@ -5,6 +5,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::exporter::Signal;
+
 /// A timeout of 0 means none (OpenTelemetry specification, "Environment Variables",
 /// "Timeout"); these are 24 days.
 const NO_LIMIT: Duration = Duration::from_millis(i32::MAX as u64);
@@ -36,10 +38,10 @@ impl<'a> Env<'a> {
             .filter(|v| !v.is_empty())
     }
 
-    /// The variable for traces, else the one for all signals, with its name.
-    pub(super) fn otlp(&self, name: &str) -> Option<(String, String)> {
+    /// The signal's own variable, else the one for all signals, with its name.
+    pub(super) fn otlp(&self, signal: Signal, name: &str) -> Option<(String, String)> {
         [
-            format!("OTEL_EXPORTER_OTLP_TRACES_{name}"),
+            format!("OTEL_EXPORTER_OTLP_{}_{name}", signal.word()),
             format!("OTEL_EXPORTER_OTLP_{name}"),
         ]
         .into_iter()
@@ -48,8 +50,14 @@ impl<'a> Env<'a> {
 
     /// Says what is wrong with a value and what is used `instead`.
     pub(super) fn wrong(&mut self, name: &str, value: &str, what: &str, instead: impl Display) {
-        self.warnings
-            .push(format!("{name}=\"{value}\" {what}: {instead}"));
+        self.say(format!("{name}=\"{value}\" {what}: {instead}"));
+    }
+
+    /// What more than one signal reads is said once.
+    pub(super) fn say(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     pub(super) fn flag(&mut self, name: &str) -> bool {

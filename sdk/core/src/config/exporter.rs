@@ -64,15 +64,54 @@ impl ExporterConfig {
     }
 }
 
+/// Where the books go as metrics, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Where and how.
+    pub exporter: ExporterConfig,
+    /// Time from one export to the next.
+    pub interval: Duration,
+}
+
+/// What is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    Traces,
+    Metrics,
+}
+
+impl Signal {
+    /// As it stands in the names of variables.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+        }
+    }
+
+    /// Of a base endpoint over HTTP.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "/v1/traces",
+            Self::Metrics => "/v1/metrics",
+        }
+    }
+
+    /// What becomes of what cannot be exported because of a wrong setting.
+    fn not_exported(self) -> &'static str {
+        match self {
+            Self::Traces => "nothing is exported, spans go to the legacy log",
+            Self::Metrics => "no metrics are exported",
+        }
+    }
+}
+
 /// A place that spans go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Otlp,
     Console,
 }
-
-/// What becomes of spans that cannot be exported because of a wrong setting.
-const NOT_EXPORTED: &str = "nothing is exported, spans go to the legacy log";
 
 /// Headers that nobody may set.
 const OUR_OWN: [&str; 8] = [
@@ -97,20 +136,39 @@ pub(super) fn read(env: &mut Env<'_>) -> (Option<ExporterConfig>, ConsoleMode) {
         true if wants_otlp => ConsoleMode::Beside,
         true => ConsoleMode::Alone,
     };
-    (wants_otlp.then(|| otlp(env)).flatten(), console)
+    let exporter = wants_otlp.then(|| otlp(env, Signal::Traces)).flatten();
+    (exporter, console)
 }
 
-fn otlp(env: &mut Env<'_>) -> Option<ExporterConfig> {
-    let protocol = choice(env, "PROTOCOL", &Protocol::NAMES, Protocol::HttpProtobuf);
-    let endpoint = endpoint(env, protocol);
-    let gzip = choice(
-        env,
-        "COMPRESSION",
-        &[("gzip", true), ("none", false)],
-        false,
-    );
-    let timeout = env.timeout(&name_of(env, "TIMEOUT"), 10_000);
-    let headers = headers(env);
+/// Where the books go as metrics, if they do: along the way of the spans, so that there
+/// must be one.
+pub(super) fn read_metrics(env: &mut Env<'_>, spans_go: bool) -> Option<MetricsConfig> {
+    let name = "OTEL_METRICS_EXPORTER";
+    // Not OpenTelemetry's default: most Collectors for traces take no metrics.
+    let wanted = env.choice(name, &[("none", false), ("otlp", true)], false);
+    let interval = env.positive("OTEL_METRIC_EXPORT_INTERVAL", 60_000);
+    if !wanted {
+        return None;
+    }
+    if !spans_go {
+        let what = "has no effect where no spans go to a Collector";
+        env.wrong(name, "otlp", what, "none");
+        return None;
+    }
+    otlp(env, Signal::Metrics).map(|exporter| MetricsConfig {
+        exporter,
+        interval: Duration::from_millis(interval),
+    })
+}
+
+fn otlp(env: &mut Env<'_>, signal: Signal) -> Option<ExporterConfig> {
+    let default = Protocol::HttpProtobuf;
+    let protocol = choice(env, signal, "PROTOCOL", &Protocol::NAMES, default);
+    let endpoint = endpoint(env, signal, protocol);
+    let compressions = [("gzip", true), ("none", false)];
+    let gzip = choice(env, signal, "COMPRESSION", &compressions, false);
+    let timeout = env.timeout(&name_of(env, signal, "TIMEOUT"), 10_000);
+    let headers = headers(env, signal);
     let mut config = ExporterConfig {
         endpoint: endpoint?,
         protocol,
@@ -119,9 +177,10 @@ fn otlp(env: &mut Env<'_>) -> Option<ExporterConfig> {
         timeout,
         tls: Tls::default(),
     };
-    let files = ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"].map(|name| env.otlp(name));
+    let files = ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"];
+    let files = files.map(|name| env.otlp(signal, name));
     if config.is_encrypted() {
-        config.tls = tls(env, &files)?;
+        config.tls = tls(env, signal, &files)?;
     } else {
         for (variable, file) in files.into_iter().flatten() {
             let what = format!("has no effect on {}", config.endpoint);
@@ -131,37 +190,31 @@ fn otlp(env: &mut Env<'_>) -> Option<ExporterConfig> {
     Some(config)
 }
 
-/// The variable that says it: the one for traces, else the one for all signals.
-fn name_of(env: &Env<'_>, name: &str) -> String {
-    let set = env.otlp(name).map(|(variable, _)| variable);
+/// The variable that says it: the signal's own, else the one for all signals.
+fn name_of(env: &Env<'_>, signal: Signal, name: &str) -> String {
+    let set = env.otlp(signal, name).map(|(variable, _)| variable);
     set.unwrap_or_else(|| format!("OTEL_EXPORTER_OTLP_{name}"))
 }
 
 fn choice<T: Copy + PartialEq>(
     env: &mut Env<'_>,
+    signal: Signal,
     name: &str,
     choices: &[(&str, T)],
     default: T,
 ) -> T {
-    let variable = name_of(env, name);
+    let variable = name_of(env, signal, name);
     env.choice(&variable, choices, default)
 }
 
 /// The full URL; none if what was given cannot be one.
-fn endpoint(env: &mut Env<'_>, protocol: Protocol) -> Option<String> {
-    let own = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-    let (variable, given) = match env.text(own) {
-        Some(given) => (own, Some(given)),
-        None => {
-            let base = "OTEL_EXPORTER_OTLP_ENDPOINT";
-            (base, env.text(base))
-        }
-    };
-    let insecure = name_of(env, "INSECURE");
+fn endpoint(env: &mut Env<'_>, signal: Signal, protocol: Protocol) -> Option<String> {
+    let insecure = name_of(env, signal, "INSECURE");
     let plain = env.flag(&insecure);
-    let Some(given) = given else {
-        return Some(base_endpoint(None, protocol));
+    let Some((variable, given)) = env.otlp(signal, "ENDPOINT") else {
+        return Some(base_endpoint(None, signal, protocol));
     };
+    let variable = &*variable;
     let mut url = given.clone();
     if protocol == Protocol::Grpc && !given.contains("://") {
         url = format!("{}{given}", if plain { "http://" } else { "https://" });
@@ -170,7 +223,7 @@ fn endpoint(env: &mut Env<'_>, protocol: Protocol) -> Option<String> {
         env.wrong(&insecure, "true", &what, "its scheme counts");
     }
     if let Err(reason) = check_endpoint(&url) {
-        env.wrong(variable, &given, &reason, NOT_EXPORTED);
+        env.wrong(variable, &given, &reason, signal.not_exported());
         return None;
     }
     match protocol {
@@ -182,8 +235,8 @@ fn endpoint(env: &mut Env<'_>, protocol: Protocol) -> Option<String> {
             }
             Some(whole.to_owned())
         }
-        _ if variable == own => Some(url),
-        _ => Some(base_endpoint(Some(url), protocol)),
+        _ if variable != "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(url),
+        _ => Some(base_endpoint(Some(url), signal, protocol)),
     }
 }
 
@@ -194,8 +247,8 @@ fn split_path(url: &str) -> (&str, &str) {
     url.split_at(path.map_or(url.len(), |at| host + at))
 }
 
-fn headers(env: &mut Env<'_>) -> Vec<(String, String)> {
-    let Some((variable, text)) = env.otlp("HEADERS") else {
+fn headers(env: &mut Env<'_>, signal: Signal) -> Vec<(String, String)> {
+    let Some((variable, text)) = env.otlp(signal, "HEADERS") else {
         return Vec::new();
     };
     // Its text may be a password.
@@ -207,8 +260,7 @@ fn headers(env: &mut Env<'_>) -> Vec<(String, String)> {
             (true, true) => "is for the exporter to say",
             (true, false) => return true,
         };
-        env.warnings
-            .push(format!("{variable}: \"{name}\" {what}: ignored"));
+        env.say(format!("{variable}: \"{name}\" {what}: ignored"));
         false
     });
     headers
@@ -216,7 +268,8 @@ fn headers(env: &mut Env<'_>) -> Vec<(String, String)> {
 
 /// The files of trusted certificates, of ours and of its key, each with its variable. None:
 /// one cannot be used.
-fn tls(env: &mut Env<'_>, files: &[Option<(String, String)>; 3]) -> Option<Tls> {
+fn tls(env: &mut Env<'_>, signal: Signal, files: &[Option<(String, String)>; 3]) -> Option<Tls> {
+    let instead = signal.not_exported();
     let mut tls = Tls::default();
     let mut good = true;
     let [trusted, certificate, key] = files;
@@ -232,12 +285,12 @@ fn tls(env: &mut Env<'_>, files: &[Option<(String, String)>; 3]) -> Option<Tls> 
         (Some((variable, file)), None) => {
             good = false;
             let what = "needs the certificate's key in OTEL_EXPORTER_OTLP_CLIENT_KEY too";
-            env.wrong(variable, file, what, NOT_EXPORTED);
+            env.wrong(variable, file, what, instead);
         }
         (None, Some((variable, file))) => {
             good = false;
             let what = "needs the key's certificate in OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE too";
-            env.wrong(variable, file, what, NOT_EXPORTED);
+            env.wrong(variable, file, what, instead);
         }
     }
     for error in results.into_iter().filter_map(Result::err) {
@@ -248,21 +301,21 @@ fn tls(env: &mut Env<'_>, files: &[Option<(String, String)>; 3]) -> Option<Tls> 
             TlsError::Key(_) => (key, "it must name a PEM file of our certificate's key"),
         };
         if let Some((variable, file)) = named {
-            env.wrong(variable, file, &format!("{error}; {cure}"), NOT_EXPORTED);
+            env.wrong(variable, file, &format!("{error}; {cure}"), instead);
         }
     }
     good.then_some(tls)
 }
 
-/// The traces endpoint that follows from a base endpoint, as the OTLP exporter
+/// The signal's endpoint that follows from a base endpoint, as the OTLP exporter
 /// specification builds it.
-pub fn base_endpoint(base: Option<String>, protocol: Protocol) -> String {
+fn base_endpoint(base: Option<String>, signal: Signal, protocol: Protocol) -> String {
     match (base, protocol) {
         (Some(base), Protocol::Grpc) => base,
         (None, Protocol::Grpc) => "http://localhost:4317".to_owned(),
         (base, _) => {
             let base = base.unwrap_or_else(|| "http://localhost:4318".to_owned());
-            format!("{}/v1/traces", base.trim_end_matches('/'))
+            format!("{}{}", base.trim_end_matches('/'), signal.path())
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::vocabulary::Vocabulary;
 
 use env::Env;
 pub use env::variable;
-pub use exporter::{ExporterConfig, Protocol, base_endpoint, check_endpoint, is_reserved_header};
+pub use exporter::{ExporterConfig, MetricsConfig, Protocol, check_endpoint, is_reserved_header};
 pub use limits::Limits;
 pub use tls::{FileError, NobodyTrusted, Tls, TlsError};
 
@@ -61,6 +61,8 @@ pub struct Config {
     pub resource: Vec<Attribute>,
     /// None: nothing is sent to a Collector.
     pub exporter: Option<ExporterConfig>,
+    /// None: the books are not exported as metrics.
+    pub metrics: Option<MetricsConfig>,
     /// Whether every span is written to standard output.
     pub console: ConsoleMode,
     /// Decides where a trace begins whether it is recorded.
@@ -141,6 +143,7 @@ impl Config {
         let from_resource = take_text(&mut resource, "service.name");
         let service_name = env.text("OTEL_SERVICE_NAME").or(from_resource);
         let (exporter, console) = exporter::read(&mut env);
+        let metrics = exporter::read_metrics(&mut env, exporter.is_some());
         let (max_batch, max_waiting_spans) = sizes(&mut env);
         let config = Self {
             role,
@@ -148,6 +151,7 @@ impl Config {
             service_name: service_name.unwrap_or_default(),
             resource,
             exporter,
+            metrics,
             console,
             sampler: sampler(&mut env),
             propagators: propagators(&mut env),

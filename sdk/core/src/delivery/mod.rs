@@ -13,6 +13,7 @@ mod batch;
 mod console;
 mod envelopes;
 pub mod otlp;
+pub(crate) mod own_metrics;
 mod stats;
 
 use std::collections::VecDeque;
@@ -484,6 +485,11 @@ impl Delivery {
                 .as_ref()
                 .map_or(due, |f| f.next_attempt.max(due)),
         )
+    }
+
+    /// Spans that wait for an answer.
+    pub(crate) fn on_wire(&self) -> u64 {
+        self.on_wire.as_ref().map_or(0, |batch| batch.len() as u64)
     }
 
     pub(crate) fn is_failing(&self) -> bool {

@@ -7,25 +7,32 @@
 //! them are left alone, unclosed, and new ones are made.
 
 use std::fs::{File, Metadata};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+
 use crate::config::ExporterConfig;
-use crate::delivery::otlp::{Batch, ExportError, ExporterError, OtlpExporter, Taken};
+use crate::delivery::otlp::{
+    Batch, ExportError, ExporterError, MetricsExporter, OtlpExporter, Taken,
+};
 use crate::diagnostics;
 use crate::span::Source;
 use crate::value::Attribute;
 
-type Sending = Pin<Box<dyn Future<Output = Result<Taken, ExportError>> + Send>>;
+type Outcome = Result<Taken, ExportError>;
+type Sending = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 pub(super) struct Wire {
     config: ExporterConfig,
+    metrics: Option<ExporterConfig>,
     source: Arc<Source>,
     resource: Vec<Attribute>,
     line: Line,
@@ -35,6 +42,8 @@ pub(super) struct Wire {
 struct Line {
     sending: Option<Sending>,
     exporter: Arc<OtlpExporter>,
+    reporting: Option<Sending>,
+    metrics: Option<Arc<MetricsExporter>>,
     runtime: Runtime,
     sentinel: Sentinel,
 }
@@ -51,12 +60,14 @@ pub(super) enum WireError {
 impl Wire {
     pub(super) fn new(
         config: ExporterConfig,
+        metrics: Option<ExporterConfig>,
         source: Arc<Source>,
         resource: Vec<Attribute>,
     ) -> Result<Self, WireError> {
-        let line = Line::new(&config, &source, &resource)?;
+        let line = Line::new(&config, metrics.as_ref(), &source, &resource)?;
         Ok(Self {
             config,
+            metrics,
             source,
             resource,
             line,
@@ -65,6 +76,27 @@ impl Wire {
 
     pub(super) fn is_busy(&self) -> bool {
         self.line.sending.is_some()
+    }
+
+    /// Whether there is something to carry on with.
+    pub(super) fn is_moving(&self) -> bool {
+        self.is_busy() || self.line.reporting.is_some()
+    }
+
+    /// Puts metrics on the wire, beside a batch that may be there; nothing moves until
+    /// [`Self::carry_on`]. One request at a time: while there is one, this does nothing.
+    pub(super) fn report(&mut self, request: ExportMetricsServiceRequest) {
+        if !self.line.sentinel.is_there() {
+            self.replace();
+        }
+        let line = &mut self.line;
+        if let (Some(exporter), None) = (&line.metrics, &line.reporting) {
+            let exporter = Arc::clone(exporter);
+            line.reporting = Some(Box::pin(async move {
+                look_after_connections().await;
+                exporter.export(&request).await
+            }));
+        }
     }
 
     /// Puts a batch on the wire; nothing moves until [`Self::carry_on`].
@@ -81,21 +113,39 @@ impl Wire {
     }
 
     /// Runs the connections, at most so long; the outcome if there is one.
-    pub(super) fn carry_on(&mut self, longest: Duration) -> Option<Result<Taken, ExportError>> {
+    pub(super) fn carry_on(&mut self, longest: Duration) -> Option<Arrived> {
         if !self.line.sentinel.is_there() {
-            return Some(Err(self.replace()));
+            let lost = self.line.sending.is_some();
+            let error = Err(self.replace());
+            return Some(if lost {
+                Arrived::Batch(error)
+            } else {
+                Arrived::Metrics(error)
+            });
         }
-        let line = &mut self.line;
-        let sending = line.sending.as_mut()?;
-        let outcome = line
-            .runtime
-            .block_on(async { tokio::time::timeout(longest, sending).await });
-        let outcome = outcome.ok()?;
-        line.sending = None;
-        if outcome.is_err() {
-            line.runtime.block_on(look_after_connections());
+        let Line {
+            sending,
+            reporting,
+            runtime,
+            ..
+        } = &mut self.line;
+        let arrived = runtime.block_on(async {
+            let either = poll_fn(|context| {
+                if let Some(outcome) = poll(sending, context) {
+                    return Poll::Ready(Arrived::Batch(outcome));
+                }
+                match poll(reporting, context) {
+                    Some(outcome) => Poll::Ready(Arrived::Metrics(outcome)),
+                    None => Poll::Pending,
+                }
+            });
+            tokio::time::timeout(longest, either).await
+        });
+        let arrived = arrived.ok()?;
+        if arrived.has_failed() {
+            runtime.block_on(look_after_connections());
         }
-        Some(outcome)
+        Some(arrived)
     }
 
     /// Gives up on what is on the wire.
@@ -109,7 +159,12 @@ impl Wire {
     }
 
     fn replace(&mut self) -> ExportError {
-        let reason = match Line::new(&self.config, &self.source, &self.resource) {
+        let reason = match Line::new(
+            &self.config,
+            self.metrics.as_ref(),
+            &self.source,
+            &self.resource,
+        ) {
             Ok(line) => {
                 // To drop the old one would close what the host has opened.
                 std::mem::forget(std::mem::replace(&mut self.line, line));
@@ -128,14 +183,16 @@ impl Wire {
         let Line {
             sending,
             exporter,
+            reporting,
+            metrics,
             runtime,
             sentinel,
         } = self.line;
         if sentinel.is_there() {
-            drop((sending, exporter));
+            drop((sending, exporter, reporting, metrics));
             runtime.shutdown_background();
         } else {
-            std::mem::forget((sending, exporter, runtime, sentinel));
+            std::mem::forget((sending, exporter, reporting, metrics, runtime, sentinel));
         }
     }
 }
@@ -143,6 +200,7 @@ impl Wire {
 impl Line {
     fn new(
         config: &ExporterConfig,
+        metrics: Option<&ExporterConfig>,
         source: &Arc<Source>,
         resource: &[Attribute],
     ) -> Result<Self, WireError> {
@@ -156,17 +214,42 @@ impl Line {
             // Threads that look up names end with that: a fork wants none.
             .thread_keep_alive(Duration::ZERO)
             .build()?;
-        let exporter = {
+        let (exporter, metrics) = {
             let _inside = runtime.enter();
-            OtlpExporter::new(config, Arc::clone(source), resource)?
+            let exporter = OtlpExporter::new(config, Arc::clone(source), resource)?;
+            (exporter, metrics.map(MetricsExporter::new).transpose()?)
         };
         Ok(Self {
             sending: None,
             exporter: Arc::new(exporter),
+            reporting: None,
+            metrics: metrics.map(Arc::new),
             runtime,
             sentinel,
         })
     }
+}
+
+/// The outcome of something that was on the wire.
+pub(super) enum Arrived {
+    Batch(Outcome),
+    Metrics(Outcome),
+}
+
+impl Arrived {
+    fn has_failed(&self) -> bool {
+        let (Self::Batch(outcome) | Self::Metrics(outcome)) = self;
+        outcome.is_err()
+    }
+}
+
+/// Its outcome, which ends it.
+fn poll(sending: &mut Option<Sending>, context: &mut Context<'_>) -> Option<Outcome> {
+    let Poll::Ready(outcome) = sending.as_mut()?.as_mut().poll(context) else {
+        return None;
+    };
+    *sending = None;
+    Some(outcome)
 }
 
 /// Lets connections do what they have to, such as be closed where nobody waits for

@@ -6,6 +6,7 @@
 mod answers;
 mod authority;
 mod grpc;
+mod metrics;
 mod receiver;
 mod tls;
 mod wire;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -11,9 +11,15 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use axum::http::{HeaderMap, Request, Response};
+use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use flate2::read::GzDecoder;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -21,6 +27,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message as _;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -29,6 +36,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::Service as _;
+
+const METRICS: &str = "/v1/metrics";
+const METRICS_METHOD: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 
 /// What the endpoint answers to one request.
 pub(crate) enum Reply {
@@ -71,6 +81,8 @@ impl Received {
 struct Shared {
     script: Mutex<VecDeque<Reply>>,
     received: Mutex<Vec<Received>>,
+    metrics: Mutex<Vec<ExportMetricsServiceRequest>>,
+    takes_metrics: AtomicBool,
     connections: AtomicUsize,
 }
 
@@ -161,6 +173,16 @@ impl Receiver {
         self.shared.received.lock().unwrap().clone()
     }
 
+    /// From now on it takes metrics; as most, it takes none.
+    pub(crate) fn take_metrics(&self) {
+        self.shared.takes_metrics.store(true, Ordering::SeqCst);
+    }
+
+    /// All metrics that have come so far.
+    pub(crate) fn metrics(&self) -> Vec<ExportMetricsServiceRequest> {
+        self.shared.metrics.lock().unwrap().clone()
+    }
+
     /// Connections made so far.
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
@@ -177,23 +199,17 @@ impl Drop for Receiver {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
-    let reply = shared.script.lock().unwrap().pop_front();
-    let reply = reply.unwrap_or(Reply::Ok);
     let (head, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let kind = head.headers.get(CONTENT_TYPE).unwrap().to_str().unwrap();
     let kind = kind.to_owned();
     let grpc = kind == "application/grpc";
-    let decoded = if grpc {
-        ExportTraceServiceRequest::decode(grpc_message(&head.headers, &body)).unwrap()
-    } else {
-        let plain = plain(&head.headers, &body);
-        match kind.as_str() {
-            "application/json" => serde_json::from_slice(&plain).unwrap(),
-            "application/x-protobuf" => ExportTraceServiceRequest::decode(plain).unwrap(),
-            other => panic!("a body of type {other}"),
-        }
-    };
+    if [METRICS, METRICS_METHOD].contains(&head.uri.path()) {
+        return take_metrics(&shared, Request::from_parts(head, body)).await;
+    }
+    let reply = shared.script.lock().unwrap().pop_front();
+    let reply = reply.unwrap_or(Reply::Ok);
+    let decoded = decode(&head.headers, &body);
     shared.received.lock().unwrap().push(Received {
         path: head.uri.path().to_owned(),
         headers: head.headers.clone(),
@@ -234,6 +250,57 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Re
         _ => message.encode_to_vec(),
     };
     ([(CONTENT_TYPE, kind)], body).into_response()
+}
+
+/// The message of a request of any protocol.
+fn decode<T: prost::Message + Default + DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> T {
+    match headers.get(CONTENT_TYPE).unwrap().to_str().unwrap() {
+        "application/grpc" => T::decode(grpc_message(headers, body)).unwrap(),
+        "application/json" => serde_json::from_slice(&plain(headers, body)).unwrap(),
+        "application/x-protobuf" => T::decode(plain(headers, body)).unwrap(),
+        other => panic!("a body of type {other}"),
+    }
+}
+
+async fn take_metrics(shared: &Shared, request: Request<Bytes>) -> Response<Body> {
+    let takes = shared.takes_metrics.load(Ordering::SeqCst);
+    if takes {
+        let metrics = decode(request.headers(), request.body());
+        shared.metrics.lock().unwrap().push(metrics);
+    }
+    let kind = request.headers()[CONTENT_TYPE].clone();
+    if kind == "application/grpc" {
+        let request = request.map(|body| tonic::body::Body::new(Body::from(body)));
+        let mut server = MetricsServiceServer::new(Metrics { takes })
+            .accept_compressed(CompressionEncoding::Gzip);
+        return server.call(request).await.unwrap().map(Body::new);
+    }
+    // What the Collector says where no pipeline has metrics.
+    let status = if takes { 200 } else { 404 };
+    let body = if kind == "application/json" { "{}" } else { "" };
+    (
+        StatusCode::from_u16(status).unwrap(),
+        [(CONTENT_TYPE, kind)],
+        body,
+    )
+        .into_response()
+}
+
+struct Metrics {
+    takes: bool,
+}
+
+#[tonic::async_trait]
+impl MetricsService for Metrics {
+    async fn export(
+        &self,
+        _: tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, Status> {
+        match self.takes {
+            true => Ok(tonic::Response::new(ExportMetricsServiceResponse::default())),
+            false => Err(Status::unimplemented("unknown service")),
+        }
+    }
 }
 
 fn plain(headers: &HeaderMap, body: &Bytes) -> Bytes {

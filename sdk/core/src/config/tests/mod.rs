@@ -233,6 +233,20 @@ fn table() -> Vec<Row> {
             },
         ),
         row(
+            "OTEL_METRICS_EXPORTER",
+            ("OTLP", "prometheus"),
+            "is not one of none or otlp: none",
+            |c| {
+                c.metrics = Some(MetricsConfig {
+                    exporter: ExporterConfig {
+                        endpoint: "http://localhost:4318/v1/metrics".to_owned(),
+                        ..exporter_of(c).clone()
+                    },
+                    interval: Duration::from_secs(60),
+                });
+            },
+        ),
+        row(
             "OMNITRACE_LEGACY_LOG",
             ("always", "sometimes"),
             "is not one of off, fallback or always: fallback",
@@ -365,12 +379,15 @@ fn every_variable_that_is_read_is_in_the_documented_table() {
     let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
     let (config, _) = Config::from_vars(|name| {
         asked.borrow_mut().insert(name.to_owned());
-        None
+        (name == "OTEL_METRICS_EXPORTER").then(|| "otlp".to_owned())
     });
-    assert!(config.exporter.is_some());
+    assert!(config.exporter.is_some() && config.metrics.is_some());
     for name in asked.into_inner() {
-        // Of these there is one row for both names.
-        let name = match name.strip_prefix("OTEL_EXPORTER_OTLP_TRACES_") {
+        // Of these there is one row for all names.
+        let own = ["TRACES", "METRICS"]
+            .iter()
+            .find_map(|signal| name.strip_prefix(&format!("OTEL_EXPORTER_OTLP_{signal}_")));
+        let name = match own {
             Some(rest) if rest != "ENDPOINT" => format!("OTEL_EXPORTER_OTLP_{rest}"),
             _ => name,
         };

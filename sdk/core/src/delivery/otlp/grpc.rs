@@ -24,15 +24,17 @@ use crate::config::ExporterConfig;
 use super::http::configured;
 use super::{Chain, ExportError, ExporterError, Taken, USER_AGENT, answer, retryable};
 
-const EXPORT: PathAndQuery =
-    PathAndQuery::from_static("/opentelemetry.proto.collector.trace.v1.TraceService/Export");
+/// Methods that take batches.
+pub(super) const SPANS: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+pub(super) const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 
 /// How hyper says that the server has hung up.
 const CLOSED: &str = "connection closed";
 
-/// Calls one endpoint.
+/// Calls one method of one endpoint.
 pub(super) struct Grpc {
     endpoint: Endpoint,
+    method: PathAndQuery,
     metadata: MetadataMap,
     gzip: bool,
     timeout: Duration,
@@ -44,9 +46,13 @@ pub(super) struct Grpc {
 }
 
 impl Grpc {
-    pub(super) fn new(config: &ExporterConfig) -> Result<Self, ExporterError> {
+    pub(super) fn new(
+        config: &ExporterConfig,
+        method: &'static str,
+    ) -> Result<Self, ExporterError> {
         Ok(Self {
             endpoint: endpoint(config)?,
+            method: PathAndQuery::from_static(method),
             metadata: MetadataMap::from_headers(configured(config)),
             gzip: config.gzip,
             timeout: config.timeout,
@@ -69,7 +75,7 @@ impl Grpc {
         request.set_timeout(self.timeout);
         let ready = client.ready().await;
         let result = match ready.map_err(Status::from_error) {
-            Ok(()) => client.unary(request, EXPORT, Encoded).await,
+            Ok(()) => client.unary(request, self.method.clone(), Encoded).await,
             Err(status) => Err(status),
         };
         // Where there is a source no Collector has said this.

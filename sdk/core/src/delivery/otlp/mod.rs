@@ -9,6 +9,7 @@ mod answer;
 mod grpc;
 mod http;
 mod json;
+mod metrics;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use super::envelopes::Envelopes;
 use grpc::Grpc;
 use http::Http;
 use json::Json;
+pub(crate) use metrics::MetricsExporter;
 
 /// How we introduce ourselves.
 const USER_AGENT: &str = concat!("omnitrace/", env!("CARGO_PKG_VERSION"));
@@ -112,7 +114,7 @@ impl OtlpExporter {
         let transport = match config.protocol {
             Protocol::HttpProtobuf => Transport::Protobuf(Http::new(config, http::PROTOBUF)?),
             Protocol::HttpJson => Transport::Json(Json::new(config, resource)?),
-            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config)?)),
+            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config, grpc::SPANS)?)),
         };
         Ok(Self {
             transport,
