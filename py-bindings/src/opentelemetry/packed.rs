@@ -1,10 +1,19 @@
 //! The attributes of an open span within its limits.
 
+use std::cell::Cell;
+
 use omnitrace::config::{Limits, limits};
 use omnitrace::{Attribute, KeyRef, PackedAttributes, Value, ValueRef};
 
 /// Memory for this many bytes of attributes is made at once.
 const USUAL: usize = 512;
+/// As much of it is left to the thread's next span.
+const KEPT: usize = 2048;
+
+thread_local! {
+    /// Memory that the last span of this thread has left.
+    static SPARE: Cell<PackedAttributes> = const { Cell::new(PackedAttributes::NEW) };
+}
 
 /// Attributes, copied: callers may change what they handed over.
 #[derive(Default)]
@@ -54,10 +63,10 @@ impl Room {
 impl Packed {
     #[inline]
     pub(crate) fn usual() -> Self {
-        Self {
-            kept: PackedAttributes::with_capacity(USUAL),
-            dropped: 0,
-        }
+        // A thread that is about to end has none.
+        let mut kept = SPARE.try_with(Cell::take).unwrap_or_default();
+        kept.reserve(USUAL);
+        Self { kept, dropped: 0 }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -104,6 +113,18 @@ impl Packed {
 
     pub(crate) fn to_vec(&self) -> Vec<Attribute> {
         self.kept.to_vec()
+    }
+}
+
+impl Drop for Packed {
+    #[inline]
+    fn drop(&mut self) {
+        let mut kept = std::mem::take(&mut self.kept);
+        if kept.has_memory() {
+            kept.clear(KEPT);
+            // What cannot be left is freed.
+            let _ = SPARE.try_with(|spare| spare.set(kept));
+        }
     }
 }
 

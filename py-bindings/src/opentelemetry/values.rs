@@ -46,6 +46,7 @@ fn named<'a>(object: Borrowed<'a, '_, PyAny>) -> Option<KeyRef<'a>> {
 }
 
 /// A key and a value that are read without running Python code.
+#[inline]
 pub(crate) fn plain_pair<'a>(
     key: Borrowed<'a, '_, PyAny>,
     value: Borrowed<'a, '_, PyAny>,

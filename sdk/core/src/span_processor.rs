@@ -26,9 +26,8 @@ use crate::value::{Array, Attribute, ValueRef};
 
 /// How long a flush may take that says no time, as the SDK's own processors have it.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Memory that a thread keeps for its next span, in words and in bytes.
-const KEPT_WORDS: usize = 1024;
-const KEPT_BYTES: usize = 8 * KEPT_WORDS;
+/// Memory that a thread keeps for its next span, in bytes, for each kind of thing.
+const KEPT: usize = 8192;
 /// Scopes that a thread remembers.
 const KEPT_SCOPES: usize = 64;
 
@@ -191,9 +190,9 @@ impl Memory {
     };
 
     fn clear(&mut self) {
-        self.attributes.clear(KEPT_WORDS);
-        self.of_one.clear(KEPT_WORDS);
-        self.more.clear(KEPT_BYTES);
+        self.attributes.clear(KEPT);
+        self.of_one.clear(KEPT);
+        self.more.clear(KEPT);
     }
 
     fn record(&mut self, recorder: &Recorder, span: &SpanData, scope: ScopeId) {
@@ -263,7 +262,7 @@ impl Memory {
 
 /// Writes attributes, of which `dropped` are not there.
 fn pack(attributes: &[KeyValue], dropped: u32, to: &mut Limited) {
-    to.clear(KEPT_WORDS);
+    to.clear(KEPT);
     to.dropped = dropped;
     for KeyValue { key, value, .. } in attributes {
         let key = KeyRef::Text(key.as_str());

@@ -252,7 +252,7 @@ impl EventSaid {
 
     pub(super) fn clear(&mut self) {
         self.name.clear();
-        self.attributes.clear(KEPT / 8);
+        self.attributes.clear(KEPT);
         self.span.clear();
         (self.target, self.module, self.file, self.line) = (None, None, None, None);
     }

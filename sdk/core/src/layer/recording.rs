@@ -17,10 +17,9 @@ use crate::value::ValueRef;
 
 use super::fields::EventSaid;
 
-/// Memory that a span leaves to the next, for its attributes in words, and for its
-/// events and links in bytes.
-const KEPT_WORDS: usize = 128;
-const KEPT_BYTES: usize = 1024;
+/// Memory that a span leaves to the next, in bytes, for its attributes and as much for
+/// its events and links.
+const KEPT: usize = 1024;
 
 /// What the fields of a span say.
 #[derive(Debug, Default)]
@@ -65,7 +64,7 @@ impl Said {
         self.kind = None;
         self.status = Code::Unset;
         self.description.clear();
-        self.attributes.clear(KEPT_WORDS);
+        self.attributes.clear(KEPT);
     }
 
     /// Says why it has failed, which it then has.
@@ -121,7 +120,7 @@ impl Recording {
         self.parent_is_remote = false;
         self.passing = None;
         self.said.clear();
-        self.more.clear(KEPT_BYTES);
+        self.more.clear(KEPT);
         (self.events, self.links) = (0, 0);
     }
 

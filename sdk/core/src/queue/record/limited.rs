@@ -44,7 +44,7 @@ impl Limited {
         self.longest = self.length.unwrap_or(MAX_VALUE).min(MAX_VALUE);
     }
 
-    /// Empties it and keeps memory for at most `kept` words.
+    /// Empties it and keeps memory for at most `kept` bytes.
     pub(crate) fn clear(&mut self, kept: usize) {
         self.packed.clear(kept);
         self.dropped = 0;
@@ -132,7 +132,7 @@ mod tests {
         }
         assert_eq!(pairs(&limited).len() + limited.dropped as usize, 20);
         assert!(limited.dropped > 0);
-        limited.clear(16);
+        limited.clear(128);
         assert_eq!((pairs(&limited), limited.dropped), (vec![], 0));
     }
 }

@@ -25,27 +25,32 @@ use super::{MAX_ATTRIBUTE_WORDS, MAX_ATTRIBUTES, Reader, words_of};
 /// ```
 #[derive(Clone, Default)]
 pub struct PackedAttributes {
-    /// What is in use, and zeroes after that: there is nearly always room for more.
+    /// What is in use, and what has been: there is nearly always room for more.
     words: Vec<u64>,
     used: usize,
     count: usize,
 }
 
 impl PackedAttributes {
-    pub(super) const NEW: Self = Self {
+    /// None, and no memory for any.
+    pub const NEW: Self = Self {
         words: Vec::new(),
         used: 0,
         count: 0,
     };
 
-    /// With memory for so many bytes of attributes.
+    /// Makes memory for so many bytes of attributes in all, unless it is there.
     #[inline]
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self {
-            words: vec![0; words_of(bytes)],
-            used: 0,
-            count: 0,
+    pub fn reserve(&mut self, bytes: usize) {
+        if words_of(bytes) > self.words.len() {
+            self.grow(words_of(bytes));
         }
+    }
+
+    /// Whether it has memory for any.
+    #[inline]
+    pub fn has_memory(&self) -> bool {
+        !self.words.is_empty()
     }
 
     /// How many there are.
@@ -99,12 +104,12 @@ impl PackedAttributes {
         self.words.resize((2 * self.words.len()).max(needed), 0);
     }
 
-    /// Empties it and keeps memory for at most `kept` words.
+    /// Empties it and keeps memory for at most `kept` bytes.
     #[inline]
-    pub(super) fn clear(&mut self, kept: usize) {
+    pub fn clear(&mut self, kept: usize) {
         (self.used, self.count) = (0, 0);
-        if self.words.len() > kept {
-            self.words.truncate(kept);
+        if self.words.len() > words_of(kept) {
+            self.words.truncate(words_of(kept));
             self.words.shrink_to_fit();
         }
     }
