@@ -77,6 +77,7 @@ lint: $(T)/.packages $(T)/.venv $(T)/nginx-debian/Makefile
 	@# Each folder is a program of its own: their conftest modules share a name.
 	$(VENV)/bin/mypy examples/demo/*.py
 	$(VENV)/bin/mypy -p standin
+	$(VENV)/bin/mypy -p omnitrace.vllm
 	for folder in tests/*/; do if compgen -G "$$folder*.py" >/dev/null; then \
 	    $(VENV)/bin/mypy $$folder*.py; fi; done
 

@@ -240,7 +240,7 @@ mod tests {
                 "Received all tokens",
             )
         );
-        assert_eq!(vocabulary.actions().len(), 40);
+        assert_eq!(vocabulary.actions().len(), 41);
     }
 
     #[test]
@@ -259,6 +259,8 @@ mod tests {
                 "Prefill done execute_model",
                 "Start to send output in prefill stage",
                 "Enter decode to generate",
+                "Add need pulling sequence",
+                "Start pull kv",
                 "Start append running sequece for decode",
                 "Start to send output",
             ]

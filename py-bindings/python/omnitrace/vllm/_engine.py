@@ -1,0 +1,197 @@
+"""The stages of a request in the engine and its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from .. import _omnitrace as omnitrace
+from . import _carrier, _roles
+from ._actions import (
+    ENGINE_RECEIVED,
+    EXECUTE,
+    FINISH_PULL,
+    NEED_PULL,
+    NO_BLOCKS,
+    PREFILL_BLOCKS,
+    PREFILL_EXECUTED,
+    PREFILL_FREE,
+    PREFILL_SEND,
+    PREFILL_WAITING,
+    RUNNING,
+    TRY_TO_SCHEDULE,
+)
+
+
+class _Request:
+    """How far a request is: each stage is recorded once."""
+
+    __slots__ = ("executing", "has_blocks", "is_running", "pulls", "refused", "role", "sent")
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.refused = self.has_blocks = self.pulls = False
+        self.is_running = self.executing = self.sent = False
+
+
+class Engine:
+    """What is known of the requests in this process."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, _Request] = {}
+        self._new: list[str] = []
+        """Not yet offered to the scheduler."""
+        self._computing: set[str] = set()
+        """Their prompts are being computed."""
+        self._pulling: list[str] = []
+        """Workers are about to fetch their blocks."""
+        self._gone: list[str] = []
+        self._steps = 0
+
+    def arrives(self, request: Any) -> None:
+        """A request comes from the API process."""
+        request_id = request.request_id
+        if request_id in self._requests:
+            return
+        _carrier.take(request, request_id)
+        role = _roles.of_request(request)
+        self._requests[request_id] = _Request(role)
+        omnitrace.action(ENGINE_RECEIVED[role], request_id)
+
+    def waits(self, request: Any) -> None:
+        """A request is put into the scheduler's queue."""
+        request_id = request.request_id
+        known = self._requests.get(request_id)
+        if known is None:
+            known = self._requests[request_id] = _Request(_roles.of_request(request))
+        if known.role == _roles.PREFILL:
+            omnitrace.action(PREFILL_WAITING, request_id)
+        self._new.append(request_id)
+
+    def scheduling(self) -> None:
+        """The scheduler begins to choose what the next step computes."""
+        if self._gone:
+            for request_id in self._gone:
+                self._requests.pop(request_id, None)
+                self._computing.discard(request_id)
+            self._gone.clear()
+        if self._new:
+            for request_id in self._new:
+                omnitrace.action(TRY_TO_SCHEDULE, request_id)
+            self._new.clear()
+
+    def blocks(self, request: Any, blocks: Any) -> None:
+        """The scheduler has asked for KV blocks; None: there were not enough."""
+        known = self._requests.get(request.request_id)
+        if known is None or known.has_blocks:
+            return
+        if blocks is None:
+            if not known.refused:
+                known.refused = True
+                omnitrace.action(NO_BLOCKS, request.request_id)
+            return
+        known.has_blocks = True
+        if known.role == _roles.PREFILL:
+            omnitrace.action(PREFILL_BLOCKS, request.request_id)
+
+    def scheduled(self, output: Any) -> None:
+        """The scheduler has chosen: what runs for the first time, and for the workers
+        the traces of it."""
+        self._steps += 1
+        new = [request.req_id for request in output.scheduled_new_reqs]
+        for request_id in new:
+            known = self._requests.get(request_id)
+            if known is not None and not known.is_running:
+                known.is_running = True
+                omnitrace.action(RUNNING[known.role], request_id)
+        if new or self._pulling:
+            output.omnitrace = _carriers((*new, *self._pulling))
+            self._pulling.clear()
+
+    def executing(self, output: Any) -> None:
+        """The model runs."""
+        attributes = None
+        for request in output.scheduled_new_reqs:
+            known = self._requests.get(request.req_id)
+            if known is None or known.executing:
+                continue
+            known.executing = True
+            attributes = attributes or {
+                "omnitrace.engine.step": self._steps,
+                "omnitrace.engine.batch_size": len(output.num_scheduled_tokens),
+                "omnitrace.engine.scheduled_tokens": output.total_num_scheduled_tokens,
+            }
+            omnitrace.action(EXECUTE[known.role], request.req_id, attributes)
+            if known.role == _roles.PREFILL:
+                self._computing.add(request.req_id)
+
+    def executed(self, scheduler: Any, output: Any, outcome: Any) -> None:
+        """The model has run: some prompts are computed."""
+        _take(outcome)
+        for request_id in [r for r in self._computing if r in output.num_scheduled_tokens]:
+            request = scheduler.requests.get(request_id)
+            if request is None or request.num_computed_tokens >= request.num_prompt_tokens:
+                self._computing.discard(request_id)
+                omnitrace.action(PREFILL_EXECUTED, request_id)
+
+    def outputs(self, outputs: Any) -> None:
+        """Outputs are about to leave; the first of a request has its trace with it."""
+        of_clients: Iterable[Any] = outputs.values() if isinstance(outputs, dict) else (outputs,)
+        for of_client in of_clients:
+            for output in of_client.outputs:
+                known = self._requests.get(output.request_id)
+                if known is None or known.sent:
+                    continue
+                known.sent = True
+                if known.role == _roles.PREFILL:
+                    omnitrace.action(PREFILL_SEND, output.request_id)
+                _carrier.put(output, output.request_id)
+
+    def needs_pull(self, request: Any, external_tokens: int | None) -> None:
+        """Blocks are allocated for what another node, or a store, has computed."""
+        known = self._requests.get(request.request_id)
+        # A connector of several connectors and the one of them that is chosen both say it.
+        if external_tokens and known is not None and not known.pulls:
+            known.pulls = True
+            attributes = {"omnitrace.kv.external_tokens": external_tokens}
+            omnitrace.action(NEED_PULL, request.request_id, attributes)
+            self._pulling.append(request.request_id)
+
+    def transfers(self, output: Any) -> None:
+        """Transfers of KV blocks are over: received, or fetched by another node."""
+        for request_id in getattr(output, "finished_recving", None) or ():
+            omnitrace.action(FINISH_PULL, request_id)
+        for request_id in getattr(output, "finished_sending", None) or ():
+            omnitrace.action(PREFILL_FREE, request_id)
+
+    def freed(self, request: Any) -> None:
+        """A request has ended; its last output may still be to be made."""
+        self._gone.append(request.request_id)
+
+    def step_arrives(self, output: Any) -> None:
+        """A step arrives in a worker, with the traces of what is new in it."""
+        _take(output)
+
+    def step_leaves(self, output: Any) -> None:
+        """The outcome of a step leaves a worker, with the traces of what it has fetched."""
+        of_connector = getattr(output, "kv_connector_output", None)
+        if fetched := getattr(of_connector, "finished_recving", None):
+            output.omnitrace = _carriers(fetched)
+
+
+def _carriers(request_ids: Iterable[str]) -> tuple[int, dict[str, dict[str, str]]]:
+    """What other processes of this node need of these requests, and whose it is."""
+    carriers: dict[str, dict[str, str]] = {}
+    for request_id in request_ids:
+        carriers[request_id] = {}
+        omnitrace.inject(carriers[request_id], request_id)
+    return os.getpid(), carriers
+
+
+def _take(message: Any) -> None:
+    """Takes it out of a message, which may be from this process."""
+    process, carriers = getattr(message, "omnitrace", None) or (0, {})
+    if process != os.getpid():
+        for request_id, carrier in carriers.items():
+            omnitrace.extract(carrier, request_id)

@@ -1,0 +1,39 @@
+"""omnitrace's own stages: what hooks may `do` beside recording an action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import _roles
+from ._api import Api
+from ._engine import Engine
+
+_api = Api()
+_engine = Engine()
+
+STAGES: Mapping[str, Callable[..., Any]] = {
+    "learn role": _roles.learn,
+    "chat received": _api.chat_received,
+    "chat answered": _api.chat_answered,
+    "completion received": _api.completion_received,
+    "completion answered": _api.completion_answered,
+    "request sent": _api.sent,
+    "outputs received": _api.outputs,
+    "request finished": _api.finished,
+    "answer ends": _api.ends,
+    "answer fails": _api.fails,
+    "request arrives": _engine.arrives,
+    "request waits": _engine.waits,
+    "scheduling": _engine.scheduling,
+    "blocks allocated": _engine.blocks,
+    "scheduled": _engine.scheduled,
+    "executing": _engine.executing,
+    "executed": _engine.executed,
+    "outputs made": _engine.outputs,
+    "pull needed": _engine.needs_pull,
+    "transfers finished": _engine.transfers,
+    "request freed": _engine.freed,
+    "step arrives": _engine.step_arrives,
+    "step leaves": _engine.step_leaves,
+}
