@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test lint bench chaos outage interpreters module wheel command example fmt clean \
+.PHONY: all demo test test-vllm lint bench chaos outage interpreters module wheel command example fmt clean \
     test-rust test-python collector
 
 T := target
@@ -106,6 +106,12 @@ chaos: $(T)/.packages command $(T)/.wheel collector
 	@[ -x $(T)/peers/otelcol ] || { echo "make chaos builds the Collector and needs Go" >&2; exit 1; }
 	CHAOS_SPANS=$${CHAOS_SPANS:-1000000} CHAOS_OUTAGES=$${CHAOS_OUTAGES:-24} \
 	    $(VENV)/bin/pytest -q tests/chaos/test_chaos.py
+
+# Downloads some gigabytes the first time; takes about ten minutes.
+test-vllm: $(T)/.packages command module $(T)/.wheel
+	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/vllm/requirements.txt
+	$(VENV)/bin/python tests/vllm/prepare.py $(T)/wheels/*.whl $${OMNITRACE_VLLM_VERSIONS:-0.32.0}
+	OMNITRACE_TEST_VLLM=1 $(VENV)/bin/pytest -q tests/vllm
 
 outage: $(T)/.wheel
 	OUTAGE_SPANS=$${OUTAGE_SPANS:-72000000} $(VENV)/bin/pytest -q tests/chaos/test_outage.py

@@ -27,11 +27,11 @@ from ._actions import (
 class _Request:
     """How far a request is: each stage is recorded once."""
 
-    __slots__ = ("executing", "has_blocks", "is_running", "pulls", "refused", "role", "sent")
+    __slots__ = ("executing", "has_blocks", "is_running", "pulls", "refused", "role", "sent", "waits")
 
     def __init__(self, role: str) -> None:
         self.role = role
-        self.refused = self.has_blocks = self.pulls = False
+        self.waits = self.refused = self.has_blocks = self.pulls = False
         self.is_running = self.executing = self.sent = False
 
 
@@ -65,6 +65,10 @@ class Engine:
         known = self._requests.get(request_id)
         if known is None:
             known = self._requests[request_id] = _Request(_roles.of_request(request))
+        # A scheduler may pass it on to the one that it is made of.
+        if known.waits:
+            return
+        known.waits = True
         if known.role == _roles.PREFILL:
             omnitrace.action(PREFILL_WAITING, request_id)
         self._new.append(request_id)

@@ -1,7 +1,8 @@
 """Where in a call something is to be found: ``request.request_id``,
 ``raw_request.headers``, ``result.scheduled_new_reqs[].req_id``.
 
-A path begins with the name of a parameter or with ``result``. ``.name`` is an attribute,
+A path begins with the name of a parameter or with ``result``; ``a|b`` is whichever of two
+parameters the function has. ``.name`` is an attribute,
 ``[name]`` an entry of a mapping, ``[]`` each item of what can be iterated. What is not
 there is None: hooks are for many versions of vLLM.
 """
@@ -15,7 +16,7 @@ from typing import Any
 Getter = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 """Reads something of a call: its arguments by position and by name, its result."""
 
-_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[[\w-]*\])*")
+_PATH = re.compile(r"[A-Za-z_]\w*(?:\|[A-Za-z_]\w*)*(?:\.[A-Za-z_]\w*|\[[\w-]*\])*")
 _STEP = re.compile(r"\.(?P<attribute>\w+)|\[(?P<key>[\w-]+)\]|(?P<each>\[\])")
 
 
@@ -32,7 +33,7 @@ def check(path: str) -> None:
 def getter(path: str, parameters: Sequence[str]) -> Getter:
     """Makes the reader of a path in calls of a function with these parameters."""
     check(path)
-    name = re.match(r"\w+", path)
+    name = re.match(r"[\w|]+", path)
     assert name
     root, rest = name[0], path[name.end() :]
     read = _root(root, parameters)
@@ -44,8 +45,10 @@ def getter(path: str, parameters: Sequence[str]) -> Getter:
 def _root(name: str, parameters: Sequence[str]) -> Getter:
     if name == "result":
         return lambda args, kwargs, result: result
-    if name not in parameters:
+    there = [each for each in name.split("|") if each in parameters]
+    if not there:
         raise PathError(f'"{name}" is none of its parameters: {", ".join(parameters)}')
+    name = there[0]
     at = parameters.index(name)
 
     def read(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:

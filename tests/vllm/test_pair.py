@@ -1,0 +1,172 @@
+"""A request through nginx, a real vLLM that prefills and one that decodes is one trace."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tree
+from pair import Load, Said, Vllm
+from stack import Stack
+from whole import SPANS, WHOLE_TREE
+
+REQUESTS = 100
+LEAVES = frozenset(range(5, REQUESTS, 10))
+# So few KV blocks that four answers of this length do not fit at once.
+FEW_BLOCKS = ("--num-gpu-blocks-override", "16", "--max-model-len", "384")
+TOKENS = 48
+
+ORDER = [
+    "Trace for Omni Proxy",
+    "P running",
+    "Prefill",
+    "Prefill add waiting queue",
+    "try to schedule in waiting queue",
+    "Prefill get new_blocks",
+    "success add to seq groups",
+    "Prefill start execute_model",
+    "Prefill done execute_model",
+    "Start to send output in prefill stage",
+    "D running",
+    "Decode",
+    "Add need pulling sequence",
+    "Start pull kv",
+    "Finish pull kv",
+    "Start append running sequece for decode",
+    "Start to send output",
+]
+"""Spans in the order in which what they begin with must have happened."""
+
+
+def by_request(stack: Stack, requests: int) -> dict[str, list[dict[str, Any]]]:
+    """Each request's traces, once as many spans have come as will."""
+    if any(stack.logs.iterdir()):
+        # On a machine with so much to do the receiver may be too slow for the proxy.
+        stack.replay()
+    deadline = time.monotonic() + 60
+    last = -1
+    while time.monotonic() < deadline:
+        traces = stack.traces()
+        spans = sum(len(trace["spans"]) for trace in traces)
+        if len(traces) >= requests and spans == last:
+            break
+        last = spans
+        time.sleep(2)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for trace in stack.traces():
+        if not any(span["operationName"] == "P running" for span in trace["spans"]):
+            continue
+        ids = {tree.tag(span, "gen_ai.request.id") for span in trace["spans"]} - {None}
+        (request_id,) = ids
+        found.setdefault(request_id, []).append(trace)
+    return found
+
+
+def orphans(trace: dict[str, Any]) -> list[str]:
+    spans = {span["spanID"] for span in trace["spans"]}
+    parents = ((span["operationName"], tree.parent_of(span)) for span in trace["spans"])
+    return [name for name, parent in parents if parent and parent not in spans]
+
+
+def the(trace: dict[str, Any], name: str) -> dict[str, Any]:
+    (span,) = [span for span in trace["spans"] if span["operationName"] == name]
+    found: dict[str, Any] = span
+    return found
+
+
+def processes(trace: dict[str, Any]) -> set[tuple[str, Any]]:
+    pids = set()
+    for process in trace["processes"].values():
+        tags = {tag["key"]: tag["value"] for tag in process["tags"]}
+        pids.add((process["serviceName"], tags.get("process.pid")))
+    return pids
+
+
+def test_a_hundred_requests_with_aborts_and_preemptions_are_a_trace_each(
+    tmp_path: Path, stacks: list[Stack]
+) -> None:
+    stack = Vllm(tmp_path, decode_options=FEW_BLOCKS)
+    stacks.append(stack)
+    stack.start_receiver()
+    stack.start()
+    answers = Load(stack.proxy, REQUESTS, tokens=TOKENS, leaves=LEAVES).run()
+    assert [said.error for said in answers if said.error] == []
+    assert {said.number for said in answers if said.was_left} == LEAVES
+    assert all(said.is_whole for said in answers if not said.was_left)
+
+    traces = by_request(stack, REQUESTS)
+    assert set(traces) == {said.request_id for said in answers}
+    assert {len(each) for each in traces.values()} == {1}
+    preempted: Counter[bool] = Counter()
+    for said in answers:
+        (trace,) = traces[said.request_id]
+        check(said, trace)
+        preempted[bool(tree.tag(the(trace, "Decode"), "omnitrace.preemptions"))] += 1
+    assert preempted[True] > 0
+    for name in ("prefill", "decode"):
+        assert stack.messages(name) == []
+    stack.stop_service()
+
+
+def check(said: Said, trace: dict[str, Any]) -> None:
+    """One trace is whole, in order and says how it ended."""
+    assert orphans(trace) == [], tree.shape(trace)
+    assert len(processes(trace)) >= 5
+    assert {service for service, _ in processes(trace)} == {
+        "omni-proxy",
+        "vllm-prefill",
+        "vllm-decode",
+    }
+    decode = the(trace, "Decode")
+    if said.was_left:
+        assert tree.tag(decode, "omnitrace.aborted") is True, tree.shape(trace)
+        assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["abort"]'
+        return
+    assert tree.shape(trace) == WHOLE_TREE and len(trace["spans"]) == SPANS
+    starts = [the(trace, name)["startTime"] for name in ORDER]
+    assert starts == sorted(starts)
+    assert tree.tag(decode, "gen_ai.usage.output_tokens") == TOKENS
+    assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
+    assert tree.tag(decode, "gen_ai.request.max_tokens") == TOKENS
+    prefill = the(trace, "Prefill")
+    assert tree.tag(prefill, "gen_ai.usage.input_tokens") > 50
+    assert tree.tag(prefill, "gen_ai.request.model") == "standin"
+
+
+def test_answers_are_the_same_without_omnitrace(tmp_path: Path, stacks: list[Stack]) -> None:
+    texts = []
+    for traced in (True, False):
+        stack = Vllm(tmp_path / str(traced), traced=traced)
+        stacks.append(stack)
+        stack.start_receiver()
+        stack.start()
+        # One at a time: how requests are batched changes the last bits of a sum.
+        answers = Load(stack.proxy, 10, at_once=1).run()
+        assert all(said.is_whole for said in answers)
+        texts.append([said.text for said in answers])
+        spans = {service for t in stack.traces() for service, _ in processes(t)}
+        stack.close()
+    assert texts[0] == texts[1] and all(texts[0])
+    assert spans == {"omni-proxy"}
+
+
+@pytest.mark.parametrize("collector", ["refuses"])
+def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
+    tmp_path: Path, stacks: list[Stack], collector: str
+) -> None:
+    stack = Vllm(tmp_path)
+    stacks.append(stack)
+    stack.start()
+    answers = Load(stack.proxy, 12).run()
+    assert all(said.is_whole for said in answers)
+    stack.stop_service()
+    stack.start_receiver()
+    stack.replay()
+    traces = by_request(stack, 12)
+    for said in answers:
+        (trace,) = traces[said.request_id]
+        assert (orphans(trace), len(trace["spans"]) >= SPANS) == ([], True)

@@ -1,0 +1,74 @@
+"""The same plugin in other versions of vLLM: those that prepare.py has installed."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tree
+from pair import ROOT, SENTENCE, Vllm
+from stack import Stack
+
+VERSIONS = sorted(done.parent.name for done in ROOT.glob("*/.done"))
+
+SERVED = """\
+Decode [vllm-serve SERVER]
+  Add to need pulling for decode [vllm-serve]
+    Start to dispatch decode request [vllm-serve]
+  Send output in decode stage [vllm-serve]
+    Start to send output [vllm-serve]"""
+"""A node that prefills and decodes."""
+STREAMED = SERVED + "\n    First decode output token [vllm-serve]"
+
+
+def post(port: int, path: str, body: dict[str, Any], request_id: str) -> bytes:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/{path}",
+        json.dumps({"model": "standin", "temperature": 0, "ignore_eos": True, **body}).encode(),
+        {"Content-Type": "application/json", "X-Request-Id": request_id},
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        answer: bytes = response.read()
+    return answer
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chats_and_completions_are_traced_and_no_built_in_hook_is_missing(
+    tmp_path: Path, stacks: list[Stack], version: str
+) -> None:
+    stack = Vllm(tmp_path, version=version)
+    stacks.append(stack)
+    stack.start_receiver()
+    stack.start_node("serve", stack.decode, [])
+    stack.wait_for_node("serve", stack.decode)
+    chat = {"messages": [{"role": "user", "content": SENTENCE}], "max_tokens": 8}
+    prompt = {"prompt": SENTENCE, "max_tokens": 8}
+    asked = {
+        "chat-streamed": ("chat/completions", {**chat, "stream": True}, STREAMED),
+        "chat-whole": ("chat/completions", chat, SERVED),
+        "prompt-streamed": ("completions", {**prompt, "stream": True}, STREAMED),
+        "prompt-whole": ("completions", prompt, SERVED),
+    }
+    for request_id, (path, body, _) in asked.items():
+        assert post(stack.decode, path, body, request_id)
+
+    traces: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + 60
+    spans = sum(len(shape.splitlines()) for _, _, shape in asked.values())
+    while sum(len(t["spans"]) for t in traces.values()) < spans and time.monotonic() < deadline:
+        time.sleep(2)
+        for trace in stack.traces("vllm-serve"):
+            (request_id,) = {tree.tag(s, "gen_ai.request.id") for s in trace["spans"]} - {None}
+            traces[request_id] = trace
+    found = {request_id: tree.shape(trace) for request_id, trace in traces.items()}
+    assert found == {request_id: shape for request_id, (_, _, shape) in asked.items()}
+    for trace in traces.values():
+        (decode,) = [span for span in trace["spans"] if span["operationName"] == "Decode"]
+        assert tree.tag(decode, "gen_ai.usage.output_tokens") == 8
+        assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
+    assert stack.messages("serve") == []
