@@ -2,14 +2,18 @@
 # make test    the tests
 # make lint    format, clippy, ruff, types
 # make bench   what a span costs
+# make test-vllm  the vLLM plugin in a real prefill/decode pair
 # make chaos   a million spans through outages of every kind; outage: an hour without a
-#              Collector; interpreters: the tests on every CPython that can be had
-# make module  the nginx module; wheel: the Python wheel; command: the command
+#              Collector; interpreters: the tests on every CPython that can be had; miri:
+#              the queue's tests under Rust's interpreter, which sees undefined behaviour
+# make module  the nginx module; wheel: the Python wheel, with MANYLINUX=1 for older
+#              systems than this one too; command: the command
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-vllm lint bench chaos outage interpreters module wheel command example fmt clean \
+.PHONY: all demo test test-vllm lint bench chaos outage interpreters miri module wheel command \
+    example fmt clean \
     test-rust test-python collector
 
 T := target
@@ -60,9 +64,20 @@ $(T)/.venv: tests/requirements.txt examples/vllm/requirements.txt
 	    -r tests/requirements.txt -r examples/vllm/requirements.txt
 	@touch $@
 
-wheel: $(T)/.packages $(T)/.venv
+# What is built with this machine's C library does not run with an older one; zig brings
+# along one of 2014.
+MANYLINUX ?=
+PORTABLE := --zig --compatibility manylinux2014
+BUILD_WHEEL = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" maturin build --locked --release -q \
+    -m py-bindings/Cargo.toml
+
+wheel: $(T)/.packages $(T)/.venv $(if $(MANYLINUX),$(T)/.zig)
 	@rm -rf $(T)/wheels
-	$(VENV)/bin/maturin build --locked --release -q -m py-bindings/Cargo.toml -o $(T)/wheels
+	$(BUILD_WHEEL) $(if $(MANYLINUX),$(PORTABLE)) -o $(T)/wheels
+
+$(T)/.zig: $(T)/.venv tests/interpreters/requirements.txt
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/interpreters/requirements.txt
+	@touch $@
 
 $(T)/.wheel: wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check --force-reinstall --no-deps $(T)/wheels/*.whl
@@ -116,13 +131,15 @@ test-vllm: $(T)/.packages command module $(T)/.wheel
 outage: $(T)/.wheel
 	OUTAGE_SPANS=$${OUTAGE_SPANS:-72000000} $(VENV)/bin/pytest -q tests/chaos/test_outage.py
 
-# For the oldest C library: what is built for this one does not run on older systems.
-interpreters: $(T)/.packages $(T)/.venv command
-	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/interpreters/requirements.txt
+interpreters: $(T)/.packages $(T)/.venv $(T)/.zig command
 	@rm -rf $(T)/interpreters/wheel
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" maturin build --locked --release -q -m py-bindings/Cargo.toml \
-	    --zig --compatibility manylinux2014 -o $(T)/interpreters/wheel
+	$(BUILD_WHEEL) $(PORTABLE) -o $(T)/interpreters/wheel
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python tests/interpreters/interpreters.py $(T)/interpreters/wheel/*.whl
+
+miri:
+	@cargo +nightly miri --version >/dev/null 2>&1 || { \
+	    echo "Miri is missing: rustup toolchain install nightly --component miri" >&2; exit 1; }
+	cargo +nightly miri test --locked -p omnitrace --lib -- queue:: key::
 
 clean:
 	rm -rf $(T)

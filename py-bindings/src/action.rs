@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use crate::attributes::{text, with_attributes};
 use crate::edge::{Arguments, Function, none};
-use crate::process::{is_off, with_recorder};
+use crate::process::{count_late_action, is_off, with_recorder};
 
 /// `action(name, request_id, attributes=None)`
 pub(crate) struct ActionFunction;
@@ -41,7 +41,7 @@ fn action(
     let time = clock::now();
     // Python code may run here, so before the recorder is taken.
     let (name, request_id) = (text(name), text(request_id));
-    with_attributes(attributes, |attributes| {
+    let recorded = with_attributes(attributes, |attributes| {
         with_recorder(|recorder| {
             Some(recorder.action(&Action {
                 name: &name,
@@ -53,4 +53,7 @@ fn action(
             }))
         })
     });
+    if recorded.is_none() {
+        count_late_action();
+    }
 }

@@ -6,13 +6,16 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::attributes::text;
-use omnitrace::propagation::Propagated;
+use omnitrace::propagation::{DebugTraces, Propagated};
 
 use crate::context::{SpanContext, current};
 use crate::process::{with_propagators, with_recorder};
 
 /// Keys that a carrier may hold for us beside those of the formats in use.
 const OWN_KEYS: [&str; 2] = ["omnitrace-request-id", "omnitrace-starts"];
+
+/// Also where nothing is recorded.
+static DEBUG_TRACES: DebugTraces = DebugTraces::new();
 
 /// Reads the context that came with a call.
 #[pyfunction]
@@ -26,9 +29,16 @@ pub(crate) fn extract(
     let found = read(carrier, &keys);
     let request_id = request_id.filter(|id| !id.is_none()).map(text);
     let get = |key: &str| found.get(key).map(String::as_str);
+    let came = || with_propagators(|propagators| propagators.extract(get));
+    if found.keys().any(|key| key.contains("b3")) {
+        let propagated = came();
+        if let (true, Some(context)) = (propagated.debug, propagated.context) {
+            DEBUG_TRACES.insert(context.trace_id);
+        }
+    }
     with_recorder(|recorder| Some(recorder.extract(get, request_id.as_deref())))
         // Where nothing is recorded the caller's context still passes through.
-        .unwrap_or_else(|| with_propagators(|propagators| propagators.extract(get).context))
+        .unwrap_or_else(|| came().context)
         .map(SpanContext)
 }
 
@@ -83,6 +93,7 @@ pub(crate) fn inject(
             if let Some(parent) = current(py) {
                 let propagated = Propagated {
                     context: Some(parent.context),
+                    debug: DEBUG_TRACES.contains(parent.context.trace_id),
                     ..Propagated::default()
                 };
                 with_propagators(|propagators| propagators.inject(&propagated, set));

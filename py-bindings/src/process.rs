@@ -26,7 +26,9 @@ const ENDED: u8 = 2;
 /// Forks between the first process of this program and this one.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 /// Spans that came after shutdown.
-static LATE: AtomicU64 = AtomicU64::new(0);
+static LATE_SPANS: AtomicU64 = AtomicU64::new(0);
+/// Actions that came after shutdown.
+static LATE_ACTIONS: AtomicU64 = AtomicU64::new(0);
 static STATE: Mutex<State> = Mutex::new(State::NEW);
 
 /// How long a fork waits for the exporter thread to be out of the way. It is there
@@ -126,12 +128,29 @@ pub(crate) fn forks() -> u64 {
 
 /// Counts a span that came after shutdown.
 pub(crate) fn count_late_span() {
-    if LATE.fetch_add(1, Ordering::Relaxed) == 0 {
+    if LATE_SPANS.fetch_add(1, Ordering::Relaxed) == 0 {
         tracing::warn!(
             target: "omnitrace",
             "spans that end after shutdown() are dropped; stats() counts them"
         );
     }
+}
+
+/// Counts an action that nobody has recorded, if that is because of shutdown.
+#[cold]
+pub(crate) fn count_late_action() {
+    // One of a process that could not start tracing is not late.
+    if MODE.load(Ordering::Relaxed) == ENDED && LATE_ACTIONS.fetch_add(1, Ordering::Relaxed) == 0 {
+        tracing::warn!(
+            target: "omnitrace",
+            "actions after shutdown() are lost; stats() counts them"
+        );
+    }
+}
+
+fn forget_late() {
+    LATE_SPANS.store(0, Ordering::Relaxed);
+    LATE_ACTIONS.store(0, Ordering::Relaxed);
 }
 
 /// Counts a span that is not made because its trace is not sampled.
@@ -187,7 +206,7 @@ pub(crate) fn configure(py: Python<'_>, config: Config) {
     let mut state = state();
     state.config = Some(config);
     state.last = None;
-    LATE.store(0, Ordering::Relaxed);
+    forget_late();
     MODE.store(ON, Ordering::Relaxed);
     drop(state);
     start();
@@ -247,7 +266,8 @@ pub(crate) fn stats() -> Stats {
     let state = state();
     let running = state.pipeline.as_ref().map(|p| p.stats());
     let mut stats = running.or_else(|| state.last.clone()).unwrap_or_default();
-    let late = LATE.load(Ordering::Relaxed);
+    stats.events_lost += LATE_ACTIONS.load(Ordering::Relaxed);
+    let late = LATE_SPANS.load(Ordering::Relaxed);
     if late > 0 {
         stats.created += late;
         *stats.dropped.entry("after_shutdown").or_default() += late;
@@ -291,7 +311,7 @@ pub(crate) fn forget_parent() {
         std::mem::forget(recorder);
     }
     state.last = None;
-    LATE.store(0, Ordering::Relaxed);
+    forget_late();
 }
 
 /// A message of ours into Python's `logging`, logger `omnitrace`. Called on the

@@ -384,7 +384,7 @@ def test_without_exporter_and_log_every_span_is_counted_as_dropped(
     assert sink.requests == [] and not program.directory.exists()
 
 
-def test_after_shutdown_spans_are_counted_and_init_begins_anew(
+def test_after_shutdown_spans_and_actions_are_counted_and_init_begins_anew(
     program: Program, sink: Sink
 ) -> None:
     result = program.run(
@@ -395,6 +395,7 @@ def test_after_shutdown_spans_are_counted_and_init_begins_anew(
         shutdown()
         with span("after"):
             action("after", "r")
+            action("after", "r", {"of": "the request"})
         say([flush(), stats()])
         init()
         with span("anew"):
@@ -404,8 +405,29 @@ def test_after_shutdown_spans_are_counted_and_init_begins_anew(
         """
     )
     assert [s.name for s in sink.spans] == ["before", "anew"]
-    late = {"created": 2, "exported": 1, "dropped": {"after_shutdown": 1}, "events": 1}
+    late = {"created": 2, "dropped": {"after_shutdown": 1}, "events_lost": 2}
     assert result.said == [
-        [True, {**ZERO, **late}],
+        [True, {**ZERO, "exported": 1, "events": 1, **late}],
         {**ZERO, "created": 1, "exported": 1, "events": 1},
     ]
+    assert result.messages == [
+        ("WARNING", "actions after shutdown() are lost; stats() counts them"),
+        ("WARNING", "spans that end after shutdown() are dropped; stats() counts them"),
+    ]
+
+
+@pytest.mark.parametrize("variables", [{"OTEL_SDK_DISABLED": "true"}, {}])
+def test_an_action_is_late_only_where_recording_was_on_and_in_its_own_process(
+    program: Program, sink: Sink, variables: dict[str, str]
+) -> None:
+    result = program.run(
+        """
+        action("in time", "r")
+        shutdown()
+        action("late", "r")
+        join(fork(lambda: say(stats()["events_lost"])))
+        say(stats()["events_lost"])
+        """,
+        **variables,
+    )
+    assert result.said == [0, 0 if variables else 1]

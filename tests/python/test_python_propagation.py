@@ -9,6 +9,7 @@ from sink import Sink
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
+OTHER_TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
 
 
@@ -70,7 +71,7 @@ def test_context_comes_and_goes_in_the_formats_that_are_asked_for(
     [ours] = sink.spans
     assert (ours.trace_id, ours.parent_id) == (TRACE, CALLER)
     outward = {
-        name: value.replace(CALLER, ours.span_id).replace("-d", "-1")
+        name: value.replace(CALLER, ours.span_id)
         for name, value in within_the_node.items()
         if name not in ("tracestate", "baggage")
     }
@@ -131,6 +132,45 @@ def test_switched_off_the_formats_still_count(program: Program, sink: Sink) -> N
         OTEL_PROPAGATORS="b3",
     )
     assert (result.said, sink.requests) == ([{"b3": f"{TRACE}-{CALLER}-1"}], [])
+
+
+@pytest.mark.parametrize("disabled", ["false", "true"])
+@pytest.mark.parametrize(
+    ("propagators", "passed_on"),
+    [
+        ("b3", [{"b3": f"{TRACE}-*-d"}, {"b3": f"{OTHER_TRACE}-*-1"}]),
+        (
+            "b3multi",
+            [
+                {"x-b3-traceid": TRACE, "x-b3-spanid": "*", "x-b3-flags": "1"},
+                {"x-b3-traceid": OTHER_TRACE, "x-b3-spanid": "*", "x-b3-sampled": "1"},
+            ],
+        ),
+    ],
+)
+def test_a_callers_debug_flag_goes_on_with_the_calls_of_its_trace_and_of_no_other(
+    program: Program, sink: Sink, propagators: str, passed_on: list[dict[str, str]], disabled: str
+) -> None:
+    result = program.run(
+        f"""
+        for sent in (
+            {{"X-B3-TraceId": "{TRACE}", "X-B3-SpanId": "{CALLER}", "X-B3-Flags": "1"}},
+            {{"b3": "{OTHER_TRACE}-{CALLER}-1"}},
+        ):
+            with span("outer", parent=extract(sent)), span("inner"):
+                inject(carrier := {{}})
+            say(carrier)
+        """,
+        OTEL_PROPAGATORS=propagators,
+        OTEL_SDK_DISABLED=disabled,
+    )
+    callers = {CALLER, *(span.span_id for span in sink.spans)}
+    for carrier in result.said:
+        for key, value in carrier.items():
+            (*trace, caller, state) = value.split("-") if key == "b3" else ("", value, "")
+            if caller in callers:
+                carrier[key] = "-".join([*trace, "*", state]).strip("-")
+    assert result.said == passed_on
 
 
 @pytest.mark.parametrize(

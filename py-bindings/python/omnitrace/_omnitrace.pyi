@@ -62,7 +62,7 @@ class _Stats(TypedDict):
     events: int
     """Actions and spans taken from the queue."""
     events_lost: int
-    """Actions lost because the queue was full."""
+    """Actions lost because the queue was full, or because they came after `shutdown()`."""
     events_loose: int
     """Actions that became part of no span."""
     unsampled: int

@@ -87,6 +87,7 @@ impl<S: Sink> Emitter<'_, S> {
             status: recorded.status,
             attributes: &attributes,
             events: &visit.events(phase, occurrence),
+            dropped: recorded.dropped,
             source: &visit.source,
             origin: PhaseOrigin {
                 request_id: Arc::clone(&request.id),

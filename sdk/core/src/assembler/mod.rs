@@ -158,9 +158,16 @@ impl Assembler {
         };
         let vocabulary = &*self.vocabulary;
         let at = request.visit_of(vocabulary, role, &event, &mut self.spare);
-        request.visits[at].record(vocabulary, &mut self.keys, &event);
-        let ActionName::Known(id) = event.action else {
-            return;
+        let visit = &mut request.visits[at];
+        let is_kept = visit.record(vocabulary, &mut self.keys, &event);
+        let id = match event.action {
+            ActionName::Known(id) => id,
+            ActionName::Custom(name) => {
+                if !is_kept {
+                    sink.loose(visit.loose_event(&request.id, &name.into(), &event));
+                }
+                return;
+            }
         };
         if self.scope == Scope::Whole {
             // The whole request is there only when it is closed.

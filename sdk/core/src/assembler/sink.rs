@@ -52,6 +52,8 @@ pub struct PhaseSpan<'a> {
     pub attributes: &'a [(&'a Arc<str>, PhaseValue<'a>)],
     /// Events by time.
     pub events: &'a [&'a SpanEvent],
+    /// What there was no room for.
+    pub dropped: Dropped,
     /// Who recorded it.
     pub source: &'a Arc<Source>,
     /// The phase behind it.
@@ -124,7 +126,7 @@ impl PhaseSpan<'_> {
             attributes: self.attributes.iter().map(attribute).collect(),
             events: self.events.iter().copied().cloned().collect(),
             links: Vec::new(),
-            dropped: Dropped::default(),
+            dropped: self.dropped,
             scope: None,
             source: Arc::clone(self.source),
             origin: Some(self.origin),

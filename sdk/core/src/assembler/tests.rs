@@ -441,3 +441,22 @@ Trace for Omni Proxy 50–59 server
 "
     );
 }
+
+#[test]
+fn what_a_visit_has_no_room_for_and_no_span_counts_comes_out_at_once() {
+    let mut process = Process::new("stranger", "n", Scope::Process);
+    let names: Vec<String> = (0..300).map(|n| format!("event {n}")).collect();
+    for (time, name) in names.iter().enumerate() {
+        process.at(time as u64, name);
+    }
+    assert_eq!(process.output.loose.len(), 300 - 256);
+    assert_eq!(process.finish(), []);
+    let mut loose: Vec<(u64, String)> = process
+        .output
+        .loose
+        .iter()
+        .map(|e| (e.time, e.action.to_string()))
+        .collect();
+    loose.sort();
+    assert_eq!(loose, (0..).zip(names).collect::<Vec<_>>());
+}

@@ -5,9 +5,11 @@
 //! it is sent again. What the legacy log needs of it is read back from the bytes,
 //! which happens only when no Collector takes them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use memmap2::MmapMut;
 use opentelemetry_http::Bytes;
 
 use crate::assembler::PhaseSpan;
@@ -15,24 +17,32 @@ use crate::decode;
 use crate::encode::{self, Out};
 use crate::id::SpanId;
 use crate::queue::DecodedSpan;
-use crate::span::{Moment, PhaseOrigin, Place, ScopeId, Source, Span};
+use crate::span::{PhaseOrigin, Place, ScopeId, Source, Span};
 
 use super::envelopes::Envelopes;
+use super::origins::{self, Origins};
 
-/// A Collector's usual limit on a gRPC message is 4 MiB; one span is far below
-/// the rest.
+/// A Collector's usual limit on a gRPC message is 4 MiB; one span is below the rest: a
+/// record and what the assembler keeps are at most half a MiB.
 const FULL_BYTES: usize = 3 << 20;
 
+/// A batch that takes less stays where it is when it has to wait.
+const MOVED_BYTES: usize = 128 << 10;
+/// What the system gives memory in, nearly everywhere.
+const PAGE_BYTES: usize = 4 << 10;
+
 /// Spans of one process, by instrumentation scope, in the order they were finished.
+///
+/// ```text
+/// buffer: unused room · ExportTraceServiceRequest · entries · origins
+/// ```
+/// The origins are those of phases' spans, which are all of omnitrace's own scope.
 pub struct Batch {
-    /// Unused room, then an `ExportTraceServiceRequest`.
     buffer: Bytes,
-    /// Where that begins.
-    body: usize,
-    entries: Vec<Entry>,
-    /// Of those that are phases' spans, in their order: all of them are omnitrace's
-    /// own scope's.
-    origins: Vec<PhaseOrigin>,
+    /// Where the request is.
+    body: Range<usize>,
+    /// Number of spans, and so of entries.
+    len: usize,
     /// Bytes that it takes.
     memory: usize,
     /// When its first span came.
@@ -41,21 +51,23 @@ pub struct Batch {
     pub(super) until: Instant,
 }
 
-struct Entry {
-    span_id: SpanId,
-    is_phase: bool,
-}
+/// A span's id, and whether it is a phase's.
+type Entry = [u8; 9];
 
-/// Bytes of what a phase's origin points to; the actions' names are the vocabulary's.
-fn beside(origin: &PhaseOrigin) -> usize {
-    origin.request_id.len() + origin.seen.capacity() * size_of::<Moment>()
+fn entry(span_id: SpanId, is_phase: bool) -> Entry {
+    let mut entry = [u8::from(is_phase); 9];
+    entry[..8].copy_from_slice(&span_id.value().to_le_bytes());
+    entry
 }
 
 /// What a batch that has gone leaves to another: pages that are there already.
 #[derive(Default)]
-pub(super) struct Memory {
-    buffer: Vec<u8>,
-    entries: Vec<Entry>,
+pub(super) struct Memory(Vec<u8>);
+
+impl Memory {
+    pub(super) fn is_none(&self) -> bool {
+        self.0.capacity() == 0
+    }
 }
 
 /// Spans of one scope that came one after the other.
@@ -73,28 +85,20 @@ pub(super) struct OpenBatch {
     room: usize,
     runs: Vec<Run>,
     entries: Vec<Entry>,
-    origins: Vec<PhaseOrigin>,
-    /// Bytes of what those point to.
-    beside: usize,
+    origins: Origins,
     since: Option<Instant>,
     until: Instant,
 }
 
 impl OpenBatch {
     pub(super) fn new(envelopes: &Envelopes, memory: Memory) -> Self {
-        let Memory {
-            buffer,
-            mut entries,
-        } = memory;
         let room = envelopes.room();
-        entries.clear();
         Self {
-            buffer: Out::over(buffer, room),
+            buffer: Out::over(memory.0, room),
             room,
             runs: Vec::new(),
-            entries,
-            origins: Vec::new(),
-            beside: 0,
+            entries: Vec::new(),
+            origins: Origins::default(),
             since: None,
             until: Instant::now(),
         }
@@ -103,13 +107,13 @@ impl OpenBatch {
     pub(super) fn push(&mut self, span: Span, scope: ScopeId, now: Instant) {
         self.begin(scope, now);
         encode::span(&span, &mut self.buffer);
-        self.enter(span.span_id, span.origin);
+        self.enter(span.span_id, span.origin.as_ref());
     }
 
     pub(super) fn push_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
         self.begin(ScopeId::default(), now);
         encode::phase_span(&span, &mut self.buffer);
-        self.enter(span.span_id, Some(span.origin));
+        self.enter(span.span_id, Some(&span.origin));
     }
 
     pub(super) fn push_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
@@ -118,13 +122,11 @@ impl OpenBatch {
         self.enter(span.span_id, None);
     }
 
-    fn enter(&mut self, span_id: SpanId, origin: Option<PhaseOrigin>) {
-        self.entries.push(Entry {
-            span_id,
-            is_phase: origin.is_some(),
-        });
-        self.beside += origin.as_ref().map_or(0, beside);
-        self.origins.extend(origin);
+    fn enter(&mut self, span_id: SpanId, origin: Option<&PhaseOrigin>) {
+        self.entries.push(entry(span_id, origin.is_some()));
+        if let Some(origin) = origin {
+            self.origins.push(origin);
+        }
     }
 
     fn begin(&mut self, scope: ScopeId, now: Instant) {
@@ -146,8 +148,7 @@ impl OpenBatch {
     pub(super) fn memory(&self) -> usize {
         self.buffer.capacity()
             + self.entries.capacity() * size_of::<Entry>()
-            + self.origins.capacity() * size_of::<PhaseOrigin>()
-            + self.beside
+            + self.origins.capacity()
     }
 
     pub(super) fn since(&self) -> Option<Instant> {
@@ -161,41 +162,41 @@ impl OpenBatch {
     /// The batch, and an empty one in its place. None: there is no span in it.
     pub(super) fn seal(&mut self, envelopes: &mut Envelopes, mut memory: Memory) -> Option<Batch> {
         let since = self.since?;
-        if memory.buffer.capacity() == 0 {
-            // Nothing comes back while no Collector takes any: as much as this one
-            // and a little more, for growing would end with up to twice of it.
-            let bytes = self.buffer.len();
-            memory.buffer.reserve_exact(bytes + bytes / 8);
-            memory.entries.reserve_exact(self.entries.len());
+        let tail = self.entries.len() * size_of::<Entry>() + self.origins.bytes().len();
+        let bytes = self.buffer.len() + tail;
+        if memory.0.capacity() < bytes {
+            // The next one is likely to be like this one.
+            memory.0 = Vec::with_capacity(bytes + bytes / 8);
         }
         let next = Self::new(envelopes, memory);
-        let mut full = std::mem::replace(self, next);
-        let (until, beside) = (full.until, full.beside);
-        let origins = std::mem::take(&mut full.origins);
-        self.origins.reserve(origins.len());
-        let (buffer, body, entries) = full.close(envelopes);
+        let full = std::mem::replace(self, next);
+        let (len, until) = (full.len(), full.until);
+        let (buffer, body, entries, origins) = full.close(envelopes);
+        // They are in the buffer now, their memory serves again.
+        (self.entries, self.origins) = (entries, origins);
+        self.entries.clear();
+        self.origins.clear();
         Some(Batch {
-            memory: buffer.capacity()
-                + entries.capacity() * size_of::<Entry>()
-                + origins.capacity() * size_of::<PhaseOrigin>()
-                + beside,
+            memory: buffer.capacity(),
             buffer: buffer.into(),
             body,
-            entries,
-            origins,
+            len,
             since,
             until,
         })
     }
 
-    /// The request's bytes, where they begin, and what belongs to each span.
-    fn close(mut self, envelopes: &mut Envelopes) -> (Vec<u8>, usize, Vec<Entry>) {
+    /// A batch's buffer, where the request is in it, and what has been written behind.
+    fn close(mut self, envelopes: &mut Envelopes) -> (Vec<u8>, Range<usize>, Vec<Entry>, Origins) {
         if let [run] = &self.runs[..] {
             let (head, tail) = envelopes.around(run.scope, self.buffer.len() - self.room);
             if let Some(body) = self.room.checked_sub(head.len()) {
                 self.buffer.written_mut()[body..self.room].copy_from_slice(&head);
                 self.buffer.copy(tail);
-                return (self.buffer.finish(), body, self.entries);
+                let body = body..self.buffer.len();
+                self.buffer.copy(self.entries.as_flattened());
+                self.buffer.copy(self.origins.bytes());
+                return (self.buffer.finish(), body, self.entries, self.origins);
             }
         }
         let mut groups: Vec<Group<'_>> = Vec::new();
@@ -225,7 +226,12 @@ impl OpenBatch {
             entries.extend(group.entries);
             parts.push((group.scope, group.runs));
         }
-        (envelopes.whole(parts), 0, entries)
+        let mut buffer = envelopes.whole(parts);
+        let body = 0..buffer.len();
+        let tail = [entries.as_flattened(), self.origins.bytes()];
+        buffer.reserve_exact(tail[0].len() + tail[1].len());
+        tail.iter().for_each(|part| buffer.extend_from_slice(part));
+        (buffer, body, entries, self.origins)
     }
 }
 
@@ -254,7 +260,7 @@ impl Batch {
     /// Number of spans, never 0.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.len
     }
 
     pub(super) fn memory(&self) -> usize {
@@ -262,32 +268,64 @@ impl Batch {
     }
 
     pub(super) fn span_ids(&self) -> Vec<SpanId> {
-        self.entries.iter().map(|e| e.span_id).collect()
+        let ids = self.entries().map(|(span_id, _)| span_id);
+        ids.flatten().collect()
+    }
+
+    /// Each span's id, and whether it is a phase's.
+    fn entries(&self) -> impl Iterator<Item = (Option<SpanId>, bool)> {
+        let entries = self.buffer[self.body.end..].as_chunks().0;
+        entries[..self.len].iter().map(|entry: &Entry| {
+            let [id @ .., is_phase] = entry;
+            (SpanId::new(u64::from_le_bytes(*id)), *is_phase != 0)
+        })
     }
 
     /// An `ExportTraceServiceRequest`.
     pub(super) fn body(&self) -> Bytes {
-        self.buffer.slice(self.body..)
+        self.buffer.slice(self.body.clone())
     }
 
     /// Its memory, where nobody else has a part of it.
     pub(super) fn into_memory(self) -> Memory {
         let buffer = self.buffer.try_into_mut().map(Vec::from);
-        Memory {
-            buffer: buffer.unwrap_or_default(),
-            entries: self.entries,
-        }
+        Memory(buffer.unwrap_or_default())
+    }
+
+    /// The same, ready to wait for long: in pages of its own, as many as it needs, which
+    /// go back to the system when it has gone. Batches of all sizes that come and go for
+    /// hours would leave gaps in the heap. And the memory that it was in.
+    pub(super) fn moved_out(self) -> (Self, Memory) {
+        let bytes = &self.buffer[self.body.start..];
+        // The system may refuse; then it stays.
+        let pages = (bytes.len() >= MOVED_BYTES)
+            .then(|| MmapMut::map_anon(bytes.len()).ok())
+            .flatten();
+        let Some(mut pages) = pages else {
+            return (self, Memory::default());
+        };
+        pages.copy_from_slice(bytes);
+        let moved = Self {
+            body: 0..self.body.len(),
+            memory: pages.len().next_multiple_of(PAGE_BYTES),
+            buffer: Bytes::from_owner(pages),
+            len: self.len,
+            since: self.since,
+            until: self.until,
+        };
+        (moved, self.into_memory())
     }
 
     /// The spans as they were before they became bytes, one at a time.
     pub(super) fn spans(&self, source: &Arc<Source>) -> impl Iterator<Item = Span> {
         // The bytes are our own: what cannot be read was never written.
-        let spans = decode::spans(&self.buffer[self.body..]);
-        let mut origins = self.origins.iter().cloned();
+        let spans = decode::spans(&self.buffer[self.body.clone()]);
+        let origins = self.body.end + self.len * size_of::<Entry>();
+        let mut origins = origins::read(&self.buffer[origins..]);
         spans
-            .zip(&self.entries)
-            .filter_map(move |((span, scope), entry)| {
-                let origin = entry.is_phase.then(|| origins.next()).flatten();
+            .zip(self.entries())
+            .filter_map(move |((span, scope), (_, is_phase))| {
+                let origin = is_phase.then(|| origins.next()).flatten();
                 decode::span(span, scope, origin, source)
             })
     }

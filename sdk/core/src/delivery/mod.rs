@@ -12,6 +12,7 @@
 mod batch;
 mod console;
 mod envelopes;
+mod origins;
 pub mod otlp;
 pub(crate) mod own_metrics;
 mod stats;
@@ -46,6 +47,10 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// Events without a span that wait to learn whether a Collector takes the spans
 /// of their time.
 const MAX_LOOSE: usize = 65_536;
+
+/// Batches that wait where they were made: with more, the Collector does not keep up
+/// or is away, and the rest may wait for long.
+const KEPT_IN_PLACE: usize = 8;
 
 /// Spans that are made messages again at once for the legacy log.
 const SPILLED_AT_ONCE: usize = 256;
@@ -166,14 +171,14 @@ impl Delivery {
                 self.lines.entry(entry, &mut self.buffer);
             }
         }
-        self.seal_if_full();
+        self.seal_if_full(now);
     }
 
     /// Takes a finished span of a phase as it comes out of the assembler.
     pub(crate) fn accept_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
         self.stats.created += 1;
         self.open.push_phase(span, now);
-        self.seal_if_full();
+        self.seal_if_full(now);
     }
 
     /// Takes an event that no span holds.
@@ -194,9 +199,12 @@ impl Delivery {
         self.keep_bounds(now);
     }
 
-    fn seal_if_full(&mut self) {
+    fn seal_if_full(&mut self, now: Instant) {
         if self.open.len() >= self.max_batch || self.open.is_full() {
             self.seal();
+            // One round may bring many batches.
+            self.write_events();
+            self.keep_bounds(now);
         }
     }
 
@@ -213,6 +221,14 @@ impl Delivery {
                 return;
             }
         }
+        let batch = match self.waiting.len() {
+            0..KEPT_IN_PLACE => batch,
+            _ => {
+                let (batch, memory) = batch.moved_out();
+                self.keep_spare(memory);
+                batch
+            }
+        };
         self.waiting.push_back(Arc::new(batch));
     }
 
@@ -225,8 +241,9 @@ impl Delivery {
         while let Some(oldest) = self.waiting.front() {
             let waited = now.saturating_duration_since(oldest.since);
             let expired = self.failing.is_some() && waited >= self.export_timeout;
-            let spans: usize = self.waiting.iter().map(|b| b.len()).sum();
-            let bytes: usize = self.waiting.iter().map(|b| b.memory()).sum();
+            let batches = || self.waiting.iter().chain(&self.on_wire);
+            let spans: usize = batches().map(|b| b.len()).sum();
+            let bytes: usize = batches().map(|b| b.memory()).sum();
             let too_much = spans + self.open.len() > self.max_waiting_spans
                 || bytes + self.open.memory() > self.max_waiting_bytes;
             if !expired && !too_much {
@@ -246,7 +263,13 @@ impl Delivery {
     /// The next batch takes the memory of one that has gone.
     fn reuse(&mut self, batch: Arc<Batch>) {
         if let Some(batch) = Arc::into_inner(batch) {
-            self.spare = batch.into_memory();
+            self.keep_spare(batch.into_memory());
+        }
+    }
+
+    fn keep_spare(&mut self, memory: Memory) {
+        if !memory.is_none() {
+            self.spare = memory;
         }
     }
 

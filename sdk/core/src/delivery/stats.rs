@@ -18,7 +18,7 @@ pub struct Stats {
     pub dropped: BTreeMap<&'static str, u64>,
     /// Events taken from the queue.
     pub events: u64,
-    /// Events lost because the queue was full.
+    /// Events lost because the queue was full, or because they came after the end.
     pub events_lost: u64,
     /// Events that became part of no span.
     pub events_loose: u64,

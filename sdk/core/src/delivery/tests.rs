@@ -22,10 +22,11 @@ use crate::key::{KeyId, KeyRef};
 use crate::queue::{self, Kept, Queue, Record, SpanRecord};
 use crate::scopes::Scopes;
 use crate::span::{
-    Dropped, InstrumentationScope, Link, Place, ScopeId, Source, Span, SpanEvent, SpanKind, Status,
+    Dropped, InstrumentationScope, Link, Moment, PhaseOrigin, Place, ScopeId, Source, Span,
+    SpanEvent, SpanKind, Status,
 };
 use crate::value::{Attribute, Value, ValueRef};
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{ActionId, PhaseId, Vocabulary};
 
 fn source() -> Arc<Source> {
     Arc::new(Source {
@@ -326,6 +327,37 @@ proptest! {
         let ids: Vec<SpanId> = sent.iter().map(|span| span.span_id).collect();
         prop_assert_eq!(batch.span_ids(), ids);
         prop_assert_eq!(batch.decode(&source()), sent);
+    }
+
+    #[test]
+    fn a_batch_is_the_same_in_pages_of_its_own_and_leaves_its_memory(
+        spans in prop::collection::vec(span(), 1..6),
+        long in prop::option::of(100_000..300_000usize),
+    ) {
+        let mut spans = spans;
+        spans[0].scope = None;
+        spans[0].origin = Some(PhaseOrigin {
+            request_id: "r".into(),
+            phase: PhaseId(3),
+            occurrence: 1,
+            context: None,
+            entered: None,
+            start: Some(Moment { action: ActionId(4), time: 5 }),
+            end: None,
+            seen: vec![Moment { action: ActionId(6), time: 7 }],
+            recorded_attributes: 0,
+        });
+        if let Some(len) = long {
+            spans[0].attributes.push(Attribute::new("long", "x".repeat(len).as_str()));
+        }
+        let mut envelopes = Envelopes::new(&[], Arc::new(Scopes::default()));
+        let before = Batch::of(spans.clone(), &mut envelopes).unwrap();
+        let (after, memory) = Batch::of(spans, &mut envelopes).unwrap().moved_out();
+        prop_assert_eq!(memory.is_none(), before.body().len() < 128 << 10);
+        prop_assert_eq!(after.body(), before.body());
+        prop_assert_eq!(after.span_ids(), before.span_ids());
+        prop_assert_eq!(after.decode(&source()), before.decode(&source()));
+        prop_assert_eq!(after.into_memory().is_none(), !memory.is_none());
     }
 
     #[test]

@@ -46,6 +46,9 @@ fn varint_len(n: u64) -> usize {
     (bits * 9 + 64) / 64
 }
 
+/// Bytes by which [`Out`] grows at most: slack that a batch may hold as it waits.
+const BIG_STEP: usize = 256 << 10;
+
 /// Bytes that are being written. There is always more room than is used, so that a
 /// copy of a few bytes is a store of a whole word.
 #[derive(Default)]
@@ -97,12 +100,15 @@ impl Out {
 
     #[cold]
     fn grow(&mut self, len: usize) {
-        // What memory there is first; then twice as much.
+        // What memory there is first; then twice as much, or a little more of what is
+        // much already.
         let needed = (self.at + len).max(64);
-        let enough = needed.max(self.bytes.len() * 2);
-        let kept = self.bytes.capacity();
-        self.bytes
-            .resize(if kept >= needed { kept } else { enough }, 0);
+        let more = self.bytes.len().min(BIG_STEP);
+        let enough = needed.max(self.bytes.len() + more);
+        if self.bytes.capacity() < needed {
+            self.bytes.reserve_exact(enough - self.bytes.len());
+        }
+        self.bytes.resize(self.bytes.capacity(), 0);
     }
 
     #[inline]

@@ -1,5 +1,7 @@
 //! One span.
 
+use std::borrow::Borrow;
+
 use crate::assembler::PhaseSpan;
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
@@ -97,9 +99,9 @@ impl Out {
     }
 
     /// Fields 10 to 14.
-    fn more(&mut self, events: &[SpanEvent], links: &[Link], dropped: Dropped) {
+    fn more(&mut self, events: &[impl Borrow<SpanEvent>], links: &[Link], dropped: Dropped) {
         self.count(10, dropped.attributes);
-        events.iter().for_each(|event| self.event(event));
+        events.iter().for_each(|event| self.event(event.borrow()));
         self.count(12, dropped.events);
         links.iter().for_each(|link| self.link(link));
         self.count(14, dropped.links);
@@ -234,7 +236,7 @@ pub(crate) fn phase_span(span: &PhaseSpan<'_>, out: &mut Out) {
             .attributes
             .iter()
             .map(|(key, value)| (key.as_bytes(), Raw::from(value.as_ref()))),
-        more: |out: &mut Out| span.events.iter().for_each(|event| out.event(event)),
+        more: |out: &mut Out| out.more(span.events, &[], span.dropped),
         status: status_code(span.status.as_ref()),
     }
     .write(out);

@@ -5,9 +5,12 @@
 //! case. W3C Trace Context and Baggage, B3 in one header and in several.
 
 mod b3;
+mod debug;
 
 use crate::context::SpanContext;
 use crate::sampler::Sampler;
+
+pub use debug::DebugTraces;
 
 /// W3C Trace Context, level 1.
 const TRACEPARENT: &str = "traceparent";

@@ -8,6 +8,7 @@ mod authority;
 mod grpc;
 mod metrics;
 mod receiver;
+mod sizes;
 mod tls;
 mod wire;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::span::{Moment, SpanEvent, Status};
+use crate::span::{Dropped, Moment, SpanEvent, Status};
 use crate::value::Value;
 use crate::vocabulary::{PhaseId, Vocabulary};
 
@@ -34,6 +34,8 @@ pub(in crate::assembler) struct Recorded<'a> {
     pub(in crate::assembler) status: Status,
     /// How many they are.
     pub(in crate::assembler) attributes: usize,
+    /// What had no room, events included.
+    pub(in crate::assembler) dropped: Dropped,
 }
 
 impl Visit {
@@ -108,6 +110,7 @@ impl Visit {
             name: &definition.name,
             status: Status::Unset,
             attributes: attributes.len(),
+            dropped: self.room.dropped(phase, occurrence),
         };
         if recorded.attributes > 0 {
             recorded.name = text(attributes, SPAN_NAME).unwrap_or(recorded.name);

@@ -4,6 +4,7 @@
 mod contents;
 mod due;
 mod loose;
+mod room;
 
 use std::sync::Arc;
 
@@ -16,9 +17,8 @@ use crate::vocabulary::{ActionId, Phase, PhaseId, Role, RoleId, Vocabulary};
 
 use super::keys::Keys;
 pub(super) use contents::Attributes;
+use room::Room;
 
-/// Most events kept for one visit beyond the vocabulary's own.
-const MAX_EVENTS: usize = 256;
 /// Longest list whose memory another visit takes over.
 const MAX_SPARE_ENTRIES: usize = 32;
 
@@ -36,6 +36,7 @@ pub(super) struct Visit {
     first_seen: FirstTries,
     attributes: Vec<(PhaseId, u16, Attribute)>,
     events: Vec<Shown>,
+    room: Room,
     /// Process kinds of this node whose events are recorded here.
     processes: u64,
 }
@@ -127,6 +128,7 @@ impl Visit {
             first_seen: FirstTries::default(),
             attributes: Vec::new(),
             events: Vec::new(),
+            room: Room::default(),
             processes: 0,
         });
         if !Arc::ptr_eq(&visit.source, source) {
@@ -149,6 +151,7 @@ impl Visit {
         empty(&mut self.events);
         self.first_made = FirstTries::default();
         self.first_seen = FirstTries::default();
+        self.room = Room::default();
         self.processes = 0;
         self
     }
@@ -203,8 +206,13 @@ impl Visit {
                 .is_some_and(|m| m.time != event.time)
     }
 
-    /// Notes the event.
-    pub(super) fn record(&mut self, vocabulary: &Vocabulary, keys: &mut Keys, event: &Event<'_>) {
+    /// Notes the event. False: there is no room for it, nor a span that could say so.
+    pub(super) fn record(
+        &mut self,
+        vocabulary: &Vocabulary,
+        keys: &mut Keys,
+        event: &Event<'_>,
+    ) -> bool {
         let attributes = event.attributes.iter().map(|(key, value)| Attribute {
             key: keys.get(key.text()),
             value: value.to_value(),
@@ -218,8 +226,7 @@ impl Visit {
                     attributes: attributes.collect(),
                     dropped_attributes: 0,
                 };
-                self.show(phase, event.occurrence, None, shown);
-                return;
+                return self.show(phase, event.occurrence, None, shown);
             }
             ActionName::Known(id) => id,
         };
@@ -252,6 +259,7 @@ impl Visit {
                 time: event.time,
             }),
         }
+        true
     }
 
     /// Sets an attribute of a phase.
@@ -260,26 +268,32 @@ impl Visit {
             (*p, *o) == (phase, occurrence) && a.key == attribute.key
         };
         match self.attributes.iter_mut().find(same) {
-            Some((_, _, kept)) => kept.value = attribute.value,
-            None => self.attributes.push((phase, occurrence, attribute)),
+            Some((_, _, kept)) if self.room.take_change(&kept.value, &attribute.value) => {
+                kept.value = attribute.value;
+            }
+            None if self.room.take_attribute(&attribute) => {
+                self.attributes.push((phase, occurrence, attribute));
+            }
+            _ => self.room.dropped_mut(phase, occurrence).attributes += 1,
         }
     }
 
+    /// Adds an event to the span of a phase. False: there is no room for it, and no such
+    /// span.
     fn show(
         &mut self,
         phase: Option<PhaseId>,
         occurrence: u16,
         known: Option<ActionId>,
         event: SpanEvent,
-    ) {
-        let room = self.events.len() < MAX_EVENTS;
+    ) -> bool {
         let same = self.events.iter_mut().find(|e| {
             known.is_some() && e.known == known && e.occurrence == occurrence
                 || e.event.time == event.time && e.event.name == event.name
         });
         match same {
             Some(shown) => shown.event.time = shown.event.time.min(event.time),
-            None if room => {
+            None if self.room.take_event(&event.name, &event.attributes) => {
                 self.events.push(Shown {
                     phase,
                     occurrence,
@@ -287,8 +301,12 @@ impl Visit {
                     event,
                 });
             }
-            None => {}
+            None => match phase {
+                Some(phase) => self.room.dropped_mut(phase, occurrence).events += 1,
+                None => return false,
+            },
         }
+        true
     }
 
     fn position(&self, action: ActionId, occurrence: u16) -> Option<usize> {
