@@ -101,8 +101,8 @@ class Api:
             self.ends(request_id)
 
     def sent(self, request: Any) -> None:
-        """A request leaves for the engine."""
-        _carrier.put(request, request.request_id)
+        """A request leaves for the engine, where it has an id of its own."""
+        _carrier.put(request, self._received_as(_external_id(request)))
 
     def outputs(self, outputs: Any) -> None:
         """Outputs of the engine have come."""
@@ -112,11 +112,8 @@ class Api:
 
     def finished(self, state: Any, reason: Any, statistics: Any) -> None:
         """The engine is done with a request: what it has taken."""
-        request_id = getattr(state, "external_req_id", None) or state.request_id
+        request_id = self._received_as(_external_id(state))
         open = self._open.get(request_id)
-        if open is None and (prompt := _PROMPT_OF.fullmatch(request_id)):
-            request_id = prompt[1]
-            open = self._open.get(request_id)
         if open is None:
             return
         attributes = open.attributes
@@ -127,6 +124,12 @@ class Api:
             _copy(_STATISTICS, done[-1], attributes)
         if open.role == _roles.PREFILL:
             self.ends(request_id)
+
+    def _received_as(self, request_id: str) -> str:
+        """The id of the request that a request to the engine is part of."""
+        if request_id not in self._open and (prompt := _PROMPT_OF.fullmatch(request_id)):
+            return prompt[1]
+        return request_id
 
     def ends(self, request_id: str) -> None:
         """The whole answer is there."""
@@ -153,6 +156,12 @@ def _id(prefix: str, request: Any, raw_request: Any) -> str | None:
     headers: Mapping[str, str] = getattr(raw_request, "headers", None) or {}
     base = headers.get("x-request-id") or getattr(request, "request_id", None)
     return f"{prefix}{base}" if base else None
+
+
+def _external_id(request: Any) -> str:
+    """The id that a request has outside the engine."""
+    request_id: str = getattr(request, "external_req_id", None) or request.request_id
+    return request_id
 
 
 def _error(result: Any) -> str | None:

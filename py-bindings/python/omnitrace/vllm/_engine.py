@@ -27,7 +27,16 @@ from ._actions import (
 class _Request:
     """How far a request is: each stage is recorded once."""
 
-    __slots__ = ("executing", "has_blocks", "is_running", "pulls", "refused", "role", "sent", "waits")
+    __slots__ = (
+        "executing",
+        "has_blocks",
+        "is_running",
+        "pulls",
+        "refused",
+        "role",
+        "sent",
+        "waits",
+    )
 
     def __init__(self, role: str) -> None:
         self.role = role
