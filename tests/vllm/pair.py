@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import signal
 import threading
 import time
 import urllib.request
@@ -120,6 +122,14 @@ class Vllm(Stack):
             except OSError:
                 time.sleep(0.5)
         raise StackError(f"{name} does not answer:\n{part.tail()}")
+
+    def close(self) -> None:
+        """Ends everything; a worker may outlive those who started it."""
+        groups = [part.process.pid for part in self.parts.values()]
+        super().close()
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     def messages(self, name: str) -> list[str]:
         """What omnitrace has said in a node's log, and what has gone wrong with it."""
