@@ -106,7 +106,9 @@ def actions(result: Result) -> list[tuple[str, str]]:
     """What was recorded: action and request id."""
     lines = (line.partition("<<<Action: ")[2] for line in result.lines)
     found = [line.split("; ") for line in lines if line]
-    return [(name, request_id.removeprefix("RequestID:chatcmpl-")) for name, _, request_id, *_ in found]
+    return [
+        (name, request_id.removeprefix("RequestID:chatcmpl-")) for name, _, request_id, *_ in found
+    ]
 
 
 def test_each_kind_of_hook_records_and_changes_nothing(program: Program, sink: Sink) -> None:
