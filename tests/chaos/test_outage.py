@@ -35,8 +35,7 @@ FAIR_WAITING = 20_000
 """Spans that wait for it at most."""
 SLACK = 32
 """MiB beside what waits: spans that are made messages again for the log and their lines, and what
-the heap keeps between the pieces that the assembler has given back, about 14 in a run that has the
-machine for itself and twice as much in one that has not. It does not grow with the outage."""
+the heap keeps between what it has given out. Seen were 13 to 26, most on a busy machine."""
 LOAD = Path(__file__).with_name("outage_load.py")
 
 # What a span's own line, or a line at which a phase ends, has in it.

@@ -43,7 +43,6 @@ class Vllm(Stack):
     """The nodes are vLLM's own; the rest is as in the demonstration.
 
     traced: whether the plugin is asked for.
-    decode_options: more of the decode node's command line.
     """
 
     def __init__(
@@ -52,13 +51,11 @@ class Vllm(Stack):
         *,
         version: str = VERSION,
         traced: bool = True,
-        decode_options: tuple[str, ...] = (),
         **options: Any,
     ) -> None:
         super().__init__(folder, **options)
         self.version = version
         self.traced = traced
-        self.decode_options = decode_options
         self.side_channels = free_ports(2)
 
     def start_nodes(self) -> None:
@@ -70,7 +67,6 @@ class Vllm(Stack):
                 "kv_buffer_device": "cpu",
             }
             more = ["--kv-transfer-config", json.dumps(transfer)]
-            more += self.decode_options if role == "decode" else ()
             nixl = {
                 "UCX_TLS": "tcp,self,sm",
                 "UCX_NET_DEVICES": "lo",

@@ -15,9 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2] / "target" / "vllm"
 PACKAGES = {
     "0.32.0": ("torch==2.13.0", "torchvision==0.28.0"),
-    "0.23.0": ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"),
-    "0.16.0": ("torch==2.10.0", "torchvision==0.25.0", "torchaudio==2.10.0"),
-    "0.9.2": ("torch==2.6.0", "torchvision==0.21.0", "torchaudio==2.6.0", "transformers<5"),
 }
 """What each version needs beside itself: it pins builds of these that PyPI does not have."""
 NIXL = ("nixl==1.5.1", "nixl-cu13==1.5.1")
@@ -55,6 +52,8 @@ def main() -> None:
     """Installs what is not there yet, and in any case the wheel."""
     wheel, *versions = sys.argv[1:]
     for version in versions or list(PACKAGES):
+        if version not in PACKAGES:
+            raise SystemExit(f"{version} is not in PACKAGES: say what it needs beside itself")
         environment = ROOT / version
         python = environment / "bin" / "python"
         if not (environment / ".done").exists():

@@ -6,15 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import tree
 from pair import Load, Said, Vllm
 from stack import Stack
 from whole import SPANS, WHOLE_TREE
 
 REQUESTS = 10
-LEAVES: frozenset[int] = frozenset()
+# The last one: those after one whose client has gone may wait for long in vLLM.
+LEAVES = frozenset({REQUESTS - 1})
 TOKENS = 24
 
 ORDER = [
@@ -146,19 +145,18 @@ def test_answers_are_the_same_without_omnitrace(tmp_path: Path, stacks: list[Sta
     assert spans == {"omni-proxy"}
 
 
-@pytest.mark.parametrize("collector", ["refuses"])
 def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
-    tmp_path: Path, stacks: list[Stack], collector: str
+    tmp_path: Path, stacks: list[Stack]
 ) -> None:
     stack = Vllm(tmp_path)
     stacks.append(stack)
     stack.start()
-    answers = Load(stack.proxy, 12).run()
+    answers = Load(stack.proxy, 5, at_once=1).run()
     assert all(said.is_whole for said in answers)
     stack.stop_service()
     stack.start_receiver()
     stack.replay()
-    traces = by_request(stack, 12)
+    traces = by_request(stack, 5)
     for said in answers:
         (trace,) = traces[said.request_id]
         assert (orphans(trace), len(trace["spans"]) >= SPANS) == ([], True)

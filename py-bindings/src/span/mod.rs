@@ -20,7 +20,7 @@ use crate::context::{SpanContext, Variable, current};
 use crate::opentelemetry::api::api;
 use crate::opentelemetry::parent::TraceState;
 use crate::opentelemetry::{Said, Seen};
-use crate::process::{count_late_span, forks, is_off, with_recorder};
+use crate::process::{count_late_span, count_unsampled_span, forks, is_off, with_recorder};
 
 use open::{Open, Place, State};
 
@@ -205,10 +205,7 @@ impl Span {
             return;
         }
         if !open.context.is_sampled() {
-            with_recorder(|recorder| {
-                recorder.leave_out();
-                Some(())
-            });
+            count_unsampled_span();
             return;
         }
         let name = text(self.name.bind(py));

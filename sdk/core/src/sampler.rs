@@ -30,6 +30,16 @@ impl Sampler {
     /// `always_off`: no trace.
     pub const ALWAYS_OFF: Self = Self::root(Root::AlwaysOff);
 
+    /// The names that [`Self::named`] knows.
+    pub(crate) const NAMES: [&str; 6] = [
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ];
+
     const fn root(root: Root) -> Self {
         Self {
             root,

@@ -100,7 +100,7 @@ class Engine:
         if known is None or known.has_blocks:
             return
         if blocks is None:
-            if not known.refused:
+            if known.role == _roles.PREFILL and not known.refused:
                 known.refused = True
                 omnitrace.action(NO_BLOCKS, request.request_id)
             return
@@ -164,8 +164,11 @@ class Engine:
     def needs_pull(self, request: Any, external_tokens: int | None) -> None:
         """Blocks are allocated for what another node, or a store, has computed."""
         known = self._requests.get(request.request_id)
-        # A connector of several connectors and the one of them that is chosen both say it.
-        if external_tokens and known is not None and not known.pulls:
+        # What a prefill node has from a store is no transfer from another node. A connector
+        # of several connectors and the one of them that is chosen both say it.
+        if known is None or known.role == _roles.PREFILL or known.pulls:
+            return
+        if external_tokens:
             known.pulls = True
             attributes = {"omnitrace.kv.external_tokens": external_tokens}
             omnitrace.action(NEED_PULL, request.request_id, attributes)
@@ -174,9 +177,14 @@ class Engine:
     def transfers(self, output: Any) -> None:
         """Transfers of KV blocks are over: received, or fetched by another node."""
         for request_id in getattr(output, "finished_recving", None) or ():
-            omnitrace.action(FINISH_PULL, request_id)
-        for request_id in getattr(output, "finished_sending", None) or ():
-            omnitrace.action(PREFILL_FREE, request_id)
+            known = self._requests.get(request_id)
+            if known is not None and known.pulls:
+                omnitrace.action(FINISH_PULL, request_id)
+        # These have ended, so only the process says what they were: an offloading connector
+        # of another node sends too, to a store.
+        if _roles.of_process() == _roles.PREFILL:
+            for request_id in getattr(output, "finished_sending", None) or ():
+                omnitrace.action(PREFILL_FREE, request_id)
 
     def freed(self, request: Any) -> None:
         """A request has ended; its last output may still be to be made."""

@@ -225,41 +225,21 @@ fn sizes(env: &mut Env<'_>) -> (usize, usize) {
 fn sampler(env: &mut Env<'_>) -> Sampler {
     const NAME: &str = "OTEL_TRACES_SAMPLER";
     const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
-    const RATIO: &str = "is not a ratio from 0 to 1";
-    // None: by ratio.
-    let choices = [
-        ("always_on", (false, Some(Sampler::ALWAYS_ON))),
-        ("always_off", (false, Some(Sampler::ALWAYS_OFF))),
-        ("traceidratio", (false, None)),
-        ("parentbased_always_on", (true, Some(Sampler::ALWAYS_ON))),
-        ("parentbased_always_off", (true, Some(Sampler::ALWAYS_OFF))),
-        ("parentbased_traceidratio", (true, None)),
-    ];
+    const DEFAULT: &str = "parentbased_always_on";
     let said_before = env.warnings.len();
-    let (asks_parent, fixed) = env.choice(NAME, &choices, (true, Some(Sampler::ALWAYS_ON)));
-    let root = match fixed {
-        None => {
-            let ratio = env.parsed(ARGUMENT, RATIO, 1.0, |r| {
-                Sampler::trace_id_ratio(*r).is_some()
-            });
-            Sampler::trace_id_ratio(ratio).unwrap_or(Sampler::ALWAYS_ON)
-        }
-        Some(sampler) => {
-            // Where the sampler is unknown the argument may well belong to it.
-            if let Some(value) = env.text(ARGUMENT)
-                && env.warnings.len() == said_before
-            {
-                let what = format!("has no effect unless {NAME} is a traceidratio");
-                env.wrong(ARGUMENT, &value, &what, "ignored");
-            }
-            sampler
-        }
-    };
-    if asks_parent {
-        root.parent_based()
-    } else {
-        root
+    let name = env.choice(NAME, &Sampler::NAMES.map(|name| (name, name)), DEFAULT);
+    let mut ratio = 1.0;
+    if name.ends_with("traceidratio") {
+        let is_ratio = |r: &f64| Sampler::named(name, *r).is_some();
+        ratio = env.parsed(ARGUMENT, "is not a ratio from 0 to 1", ratio, is_ratio);
+    } else if let Some(value) = env.text(ARGUMENT)
+        // Where the sampler is unknown the argument may well belong to it.
+        && env.warnings.len() == said_before
+    {
+        let what = format!("has no effect unless {NAME} is a traceidratio");
+        env.wrong(ARGUMENT, &value, &what, "ignored");
     }
+    Sampler::named(name, ratio).unwrap_or_default()
 }
 
 fn propagators(env: &mut Env<'_>) -> Propagators {

@@ -12,6 +12,7 @@
 mod batch;
 mod console;
 mod envelopes;
+mod fallback;
 mod origins;
 pub mod otlp;
 pub(crate) mod own_metrics;
@@ -24,16 +25,16 @@ use std::time::{Duration, Instant};
 use crate::assembler::{LooseEvent, PhaseSpan};
 use crate::config::{Config, LegacyLogMode};
 use crate::decode;
-use crate::legacy_log::{self, Entry, LegacyLog, LineFormatter};
+use crate::legacy_log::Entry;
 use crate::queue::DecodedSpan;
 use crate::scopes::Scopes;
 use crate::span::{Place, ScopeId, Source, Span};
 use crate::value::Attribute;
-use crate::vocabulary::Vocabulary;
 
 use batch::{Batch, Memory, OpenBatch};
 use console::Console;
 use envelopes::Envelopes;
+use fallback::Fallback;
 use otlp::{ExportError, Taken};
 pub use stats::Stats;
 
@@ -63,7 +64,6 @@ const REJECTED: &str = "rejected";
 const LOG_FAILED: &str = "legacy_log_failed";
 
 pub(crate) struct Delivery {
-    vocabulary: Arc<Vocabulary>,
     has_exporter: bool,
     console: Option<Console>,
     schedule_delay: Duration,
@@ -71,10 +71,7 @@ pub(crate) struct Delivery {
     max_batch: usize,
     max_waiting_spans: usize,
     max_waiting_bytes: usize,
-    mode: LegacyLogMode,
-    log: LegacyLog,
-    lines: LineFormatter,
-    buffer: Vec<u8>,
+    log: Fallback,
     source: Arc<Source>,
     envelopes: Envelopes,
     open: OpenBatch,
@@ -87,10 +84,6 @@ pub(crate) struct Delivery {
     failing: Option<Failing>,
     /// The host knows that spans do not get through.
     told: bool,
-    log_failing: bool,
-    /// Lines that go with their events have been lost: a spilled span is written
-    /// whole.
-    log_has_gaps: bool,
     pub(crate) stats: Stats,
 }
 
@@ -109,7 +102,6 @@ impl Delivery {
     ) -> Self {
         let envelopes = Envelopes::new(resource, scopes);
         Self {
-            vocabulary: Arc::clone(&config.vocabulary),
             has_exporter: config.exporter.is_some(),
             console: Console::new(config.console, resource),
             schedule_delay: config.schedule_delay,
@@ -117,13 +109,7 @@ impl Delivery {
             max_batch: config.max_batch,
             max_waiting_spans: config.max_waiting_spans,
             max_waiting_bytes: config.max_waiting_bytes,
-            mode: config.legacy_log,
-            log: LegacyLog::new(
-                config.legacy_log_directory.clone(),
-                config.legacy_log_max_bytes,
-            ),
-            lines: LineFormatter::default(),
-            buffer: Vec::new(),
+            log: Fallback::new(config),
             source,
             open: OpenBatch::new(&envelopes, Memory::default()),
             envelopes,
@@ -133,43 +119,31 @@ impl Delivery {
             loose: VecDeque::new(),
             failing: None,
             told: false,
-            log_failing: false,
-            log_has_gaps: false,
             stats: Stats::default(),
         }
     }
 
     /// Whether every event is to be written as it happens.
     pub(crate) fn logs_events(&self) -> bool {
-        self.mode == LegacyLogMode::Always
+        self.log.mode == LegacyLogMode::Always
     }
 
-    /// Puts one line in the buffer; [`Self::write_events`] writes them.
+    /// Keeps one line for [`Self::end_round`].
     pub(crate) fn buffer_event(&mut self, entry: Entry<'_>) {
-        self.lines.entry(entry, &mut self.buffer);
-    }
-
-    /// Writes the buffered event lines.
-    fn write_events(&mut self) {
-        let buffer = std::mem::take(&mut self.buffer);
-        self.log_has_gaps |= !self.append(&buffer);
-        self.buffer = buffer;
-        self.buffer.clear();
+        self.log.buffer(entry);
     }
 
     /// Takes a finished free span as it comes out of the queue.
     pub(crate) fn accept_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
         self.stats.created += 1;
         self.open.push_free(span, place, now);
-        if self.mode == LegacyLogMode::Always {
+        if self.logs_events() {
             // A phase's lines are written as its events come; a free span has none
             // before this.
             let scope = Some(self.envelopes.scopes().get(span.scope));
             let scope = scope.filter(|_| span.scope != ScopeId::default());
             let span = decode::free_span(span, place, scope, &self.source);
-            for entry in legacy_log::span_entries(&self.vocabulary, &span) {
-                self.lines.entry(entry, &mut self.buffer);
-            }
+            self.log.buffer_span(&span);
         }
         self.seal_if_full(now);
     }
@@ -184,7 +158,7 @@ impl Delivery {
     /// Takes an event that no span holds.
     pub(crate) fn accept_loose(&mut self, event: LooseEvent, now: Instant) {
         self.stats.events_loose += 1;
-        if self.mode == LegacyLogMode::Fallback {
+        if self.log.mode == LegacyLogMode::Fallback {
             // Without a span to go with, the oldest are let go.
             if self.loose.len() >= MAX_LOOSE {
                 self.loose.pop_front();
@@ -195,7 +169,7 @@ impl Delivery {
 
     /// To be called when there is nothing more to take for now.
     pub(crate) fn end_round(&mut self, now: Instant) {
-        self.write_events();
+        self.log.flush();
         self.keep_bounds(now);
     }
 
@@ -203,7 +177,7 @@ impl Delivery {
         if self.open.len() >= self.max_batch || self.open.is_full() {
             self.seal();
             // One round may bring many batches.
-            self.write_events();
+            self.log.flush();
             self.keep_bounds(now);
         }
     }
@@ -282,7 +256,7 @@ impl Delivery {
         let delivers = self.console.as_ref().is_some_and(Console::delivers);
         if self.failing.is_some() || !self.has_exporter && !delivers {
             let loose: Vec<_> = self.loose.drain(..).map(|(_, event)| event).collect();
-            self.write(&[], &loose);
+            self.log.write(&[], &loose);
         }
     }
 
@@ -311,19 +285,19 @@ impl Delivery {
 
     fn spill(&mut self, batch: &Batch) {
         let loose = self.loose_until(batch);
-        match self.mode {
+        match self.log.mode {
             LegacyLogMode::Off => self.book(batch.len() as u64, Some(NOT_DELIVERED)),
             // Their lines were written as their events came.
-            LegacyLogMode::Always if !self.log_has_gaps => self.book(batch.len() as u64, None),
+            LegacyLogMode::Always if !self.log.has_gaps() => self.book(batch.len() as u64, None),
             _ => self.spill_to_log(batch, &loose),
         }
         // A log that cannot be written has been spoken of already.
-        if self.has_exporter && !self.log_failing && !std::mem::replace(&mut self.told, true) {
+        if self.has_exporter && !self.log.is_failing() && !std::mem::replace(&mut self.told, true) {
             let why = self.stats.last_error.as_deref();
             tracing::warn!(
                 "spans do not reach the Collector ({}): they {}",
                 why.unwrap_or("too many wait for it"),
-                self.fate()
+                self.log.fate()
             );
         }
     }
@@ -335,7 +309,7 @@ impl Delivery {
         let mut left = batch.len();
         while left > 0 {
             let some: Vec<Span> = spans.by_ref().take(SPILLED_AT_ONCE).collect();
-            let written = self.write(&some, loose) && !some.is_empty();
+            let written = self.log.write(&some, loose) && !some.is_empty();
             // What cannot be read again is as lost as what cannot be written.
             let count = if some.is_empty() { left } else { some.len() };
             self.book(count as u64, (!written).then_some(LOG_FAILED));
@@ -344,63 +318,11 @@ impl Delivery {
         }
     }
 
-    /// What becomes of spans that no Collector takes, for a message.
-    fn fate(&self) -> String {
-        match self.mode {
-            LegacyLogMode::Off => "are dropped, the legacy log is off".to_owned(),
-            _ if self.log_failing => {
-                "are lost unless the legacy log can be written again".to_owned()
-            }
-            _ => format!(
-                "go to the legacy log in {}, from where `omnitrace replay` can send them",
-                self.log.directory().display()
-            ),
-        }
-    }
-
-    fn write(&mut self, spans: &[Span], loose: &[LooseEvent]) -> bool {
-        let entries = spans
-            .iter()
-            .flat_map(|span| legacy_log::span_entries(&self.vocabulary, span))
-            .chain(loose.iter().map(legacy_log::loose_entry))
-            .collect();
-        let mut lines = Vec::with_capacity(spans.len() * 256);
-        for entry in legacy_log::merge(entries) {
-            self.lines.entry(entry, &mut lines);
-        }
-        self.append(&lines)
-    }
-
     /// Books spans as logged, or as dropped for a reason.
     fn book(&mut self, spans: u64, dropped: Option<&'static str>) {
         match dropped {
             None => self.stats.logged += spans,
             Some(reason) => *self.stats.dropped.entry(reason).or_default() += spans,
-        }
-    }
-
-    fn append(&mut self, lines: &[u8]) -> bool {
-        if lines.is_empty() {
-            return true;
-        }
-        let result = self.log.append(lines);
-        let directory = self.log.directory().display();
-        match result {
-            Ok(()) => {
-                if std::mem::take(&mut self.log_failing) {
-                    tracing::warn!("legacy log in {directory} can be written again");
-                }
-                true
-            }
-            Err(error) => {
-                if !self.log_failing {
-                    tracing::error!(
-                        "legacy log in {directory} cannot be written: {error}; set TRACE_OUTPUT_DIRECTORY to a writable directory"
-                    );
-                }
-                self.log_failing = true;
-                false
-            }
         }
     }
 
@@ -450,7 +372,7 @@ impl Delivery {
                     tracing::warn!(
                         "the Collector cannot be reached ({reason}): spans wait up to {:?}, then they {}",
                         self.export_timeout,
-                        self.fate(),
+                        self.log.fate(),
                     );
                 }
                 self.stats.last_error = Some(reason);
@@ -487,10 +409,8 @@ impl Delivery {
                 self.log.directory().display(),
             );
         }
-        if self.mode == LegacyLogMode::Always {
-            let mut lines = Vec::new();
-            self.lines.exported(wall, &batch.span_ids(), &mut lines);
-            self.append(&lines);
+        if self.logs_events() {
+            self.log.write_exported(wall, &batch.span_ids());
         }
     }
 

@@ -22,14 +22,11 @@ use tonic_types::StatusExt as _;
 use crate::config::ExporterConfig;
 
 use super::http::configured;
-use super::{Chain, ExportError, ExporterError, Taken, USER_AGENT, answer, retryable};
+use super::{Chain, ExportError, ExporterError, Nobody, Taken, USER_AGENT, answer, retryable};
 
 /// Methods that take batches.
 pub(super) const SPANS: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 pub(super) const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
-
-/// How hyper says that the server has hung up.
-const CLOSED: &str = "connection closed";
 
 /// Calls one method of one endpoint.
 pub(super) struct Grpc {
@@ -38,8 +35,7 @@ pub(super) struct Grpc {
     metadata: MetadataMap,
     gzip: bool,
     timeout: Duration,
-    /// The server could ask for a certificate that we do not have.
-    is_nobody: bool,
+    nobody: Nobody,
     /// The connection, while it is good: the one of a call that gets no answer is not
     /// used again. HTTP/2 would send the next call into the same silence.
     connection: Mutex<Option<Channel>>,
@@ -56,7 +52,7 @@ impl Grpc {
             metadata: MetadataMap::from_headers(configured(config)),
             gzip: config.gzip,
             timeout: config.timeout,
-            is_nobody: config.is_encrypted() && config.tls.identity().is_none(),
+            nobody: Nobody::new(config),
             connection: Mutex::default(),
         })
     }
@@ -107,15 +103,7 @@ impl Grpc {
             );
         }
         if let Some(cause) = status.source() {
-            let mut reason = Chain(cause).to_string();
-            if self.is_nobody && reason.ends_with(CLOSED) {
-                // What TLS says about it does not reach us through HTTP/2.
-                reason.push_str(
-                    "; if the server asks for a client certificate, \
-                     OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE names ours",
-                );
-            }
-            return retryable(reason);
+            return retryable(self.nobody.explain(cause));
         }
         let reason = format!(
             "the endpoint answered gRPC status {:?}: {}",

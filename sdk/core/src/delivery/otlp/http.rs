@@ -10,7 +10,7 @@ use rustls::RootCertStore;
 
 use crate::config::ExporterConfig;
 
-use super::{Chain, ExportError, ExporterError, Taken, USER_AGENT, answer, retryable};
+use super::{ExportError, ExporterError, Nobody, Taken, USER_AGENT, answer, retryable};
 
 /// Content types of the two kinds of bodies.
 pub(super) const PROTOBUF: &str = "application/x-protobuf";
@@ -23,6 +23,7 @@ pub(super) struct Http {
     endpoint: String,
     headers: HeaderMap,
     gzip: bool,
+    nobody: Nobody,
 }
 
 impl Http {
@@ -43,6 +44,7 @@ impl Http {
             endpoint: config.endpoint.clone(),
             headers,
             gzip: config.gzip,
+            nobody: Nobody::new(config),
         })
     }
 
@@ -54,7 +56,7 @@ impl Http {
             .post(&self.endpoint)
             .headers(self.headers.clone())
             .body(body);
-        let failed = |error: reqwest::Error| retryable(Chain(&error).to_string());
+        let failed = |error: reqwest::Error| retryable(self.nobody.explain(&error));
         let response = request.send().await.map_err(failed)?;
         answer::read(response).await.map_err(failed)?
     }

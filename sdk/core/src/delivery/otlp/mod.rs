@@ -155,6 +155,39 @@ fn retryable(reason: String) -> ExportError {
     }
 }
 
+/// What a server that wants a certificate of its clients makes of us: where we have
+/// none, what TLS says about that may be overtaken by the end of the connection.
+#[derive(Debug, Clone, Copy)]
+struct Nobody(bool);
+
+impl Nobody {
+    /// How the libraries say that the server has hung up.
+    const HUNG_UP: [&str; 4] = [
+        "connection closed",
+        "broken pipe",
+        "connection reset",
+        "end of file",
+    ];
+
+    fn new(config: &ExporterConfig) -> Self {
+        Self(config.is_encrypted() && config.tls.identity().is_none())
+    }
+
+    /// The error with its causes, and with a cure where we could be asked for a
+    /// certificate.
+    fn explain(self, error: &dyn std::error::Error) -> String {
+        let mut reason = Chain(error).to_string();
+        let text = reason.to_ascii_lowercase();
+        if self.0 && Self::HUNG_UP.iter().any(|said| text.contains(said)) {
+            reason.push_str(
+                "; if the server asks for a client certificate, \
+                 OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE names ours",
+            );
+        }
+        reason
+    }
+}
+
 /// An error with its causes, on one line: the libraries' own text leaves out why.
 struct Chain<'a>(&'a dyn std::error::Error);
 
