@@ -123,7 +123,7 @@ chaos: $(T)/.packages command $(T)/.wheel collector
 	    $(VENV)/bin/pytest -q tests/chaos/test_chaos.py
 
 # Downloads some gigabytes the first time; takes about ten minutes.
-test-vllm: $(T)/.packages command module $(T)/.wheel
+test-vllm: $(T)/.packages command module $(T)/.wheel collector
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/vllm/requirements.txt
 	$(VENV)/bin/python tests/vllm/prepare.py $(T)/wheels/*.whl $${OMNITRACE_VLLM_VERSIONS:-0.32.0}
 	OMNITRACE_TEST_VLLM=1 $(VENV)/bin/pytest -q tests/vllm

@@ -3,29 +3,44 @@
 use std::ffi::CStr;
 
 use omnitrace::{Action, clock};
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 use crate::attributes::{text, with_attributes};
 use crate::edge::{Arguments, Function, none};
 use crate::process::{count_late_action, is_off, with_recorder};
 
-/// `action(name, request_id, attributes=None)`
+/// `action(name, request_id, attributes=None, occurrence=0)`
 pub(crate) struct ActionFunction;
 
 impl Function for ActionFunction {
     const NAME: &'static CStr = c"action";
     const DOC: &'static CStr =
-        c"action(name, request_id, attributes=None)\n--\n\nRecords a moment of a request.";
+        c"action(name, request_id, attributes=None, occurrence=0)\n--\n\nRecords a moment of a request.";
 
     #[inline]
     fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        let [name, request_id, attributes] =
-            arguments.take("action", &["name", "request_id", "attributes"], 3, 2)?;
+        let names = ["name", "request_id", "attributes", "occurrence"];
+        let [name, request_id, attributes, occurrence] = arguments.take("action", &names, 4, 2)?;
+        let occurrence = match occurrence {
+            None => 0,
+            Some(occurrence) => count(&occurrence)?,
+        };
         if let (Some(name), Some(request_id)) = (name, request_id) {
-            action(&name, &request_id, attributes.as_deref());
+            action(&name, &request_id, attributes.as_deref(), occurrence);
         }
         Ok(none(arguments.py))
     }
+}
+
+/// A number that is not too large for a record.
+#[cold]
+fn count(number: &Bound<'_, PyAny>) -> PyResult<u16> {
+    let number = match number.extract::<i64>() {
+        Err(error) if error.is_instance_of::<PyOverflowError>(number.py()) => i64::MAX,
+        number => number?,
+    };
+    Ok(u16::try_from(number.max(0)).unwrap_or(u16::MAX))
 }
 
 /// Records a moment of a request.
@@ -34,6 +49,7 @@ fn action(
     name: &Bound<'_, PyAny>,
     request_id: &Bound<'_, PyAny>,
     attributes: Option<&Bound<'_, PyAny>>,
+    occurrence: u16,
 ) {
     if is_off() {
         return;
@@ -47,7 +63,7 @@ fn action(
                 name: &name,
                 time,
                 request_id: &request_id,
-                occurrence: 0,
+                occurrence,
                 context: None,
                 attributes,
             }))

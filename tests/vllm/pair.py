@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from observed import ObservedCollector
+
 from stack import TARGET, Part, Stack, StackError, free_ports
 
 ROOT = TARGET / "vllm"
@@ -43,6 +45,11 @@ class Vllm(Stack):
     """The nodes are vLLM's own; the rest is as in the demonstration.
 
     traced: whether the plugin is asked for.
+    in_engine: the model runs in the engine's own process, as on one GPU; else in a worker
+        beside it. vLLM's queue between the two stalls for half a minute at a time where
+        there are more spinning processes than cores, with or without us.
+    decode_options: more of the decode node's command line.
+    environment: more of both nodes' environment.
     """
 
     def __init__(
@@ -51,12 +58,25 @@ class Vllm(Stack):
         *,
         version: str = VERSION,
         traced: bool = True,
+        in_engine: bool = True,
+        decode_options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(folder, **options)
         self.version = version
         self.traced = traced
+        self.in_engine = in_engine
+        self.decode_options = decode_options
+        self.environment = dict(environment or {})
         self.side_channels = free_ports(2)
+        self.collector = ObservedCollector(folder, f"http://127.0.0.1:{self.http}")
+        self.endpoint = self.collector.endpoint()
+
+    def start_receiver(self) -> None:
+        """Starts what keeps the traces, and a real Collector before it."""
+        super().start_receiver()
+        self.collector.start()
 
     def start_nodes(self) -> None:
         """Starts both nodes at once: each takes a minute or more."""
@@ -67,6 +87,7 @@ class Vllm(Stack):
                 "kv_buffer_device": "cpu",
             }
             more = ["--kv-transfer-config", json.dumps(transfer)]
+            more += self.decode_options if role == "decode" else ()
             nixl = {
                 "UCX_TLS": "tcp,self,sm",
                 "UCX_NET_DEVICES": "lo",
@@ -92,13 +113,18 @@ class Vllm(Stack):
             **self._environment(),
             # Two cores have a lot to do.
             "OTEL_BSP_EXPORT_TIMEOUT": "30000",
+            "OTEL_METRICS_EXPORTER": "otlp",
+            "OTEL_METRIC_EXPORT_INTERVAL": "2000",
             "OMNITRACE": "1" if self.traced else "0",
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": str(core),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_engine else "1",
+            "OMP_NUM_THREADS": "1",
             **(environment or {}),
+            **self.environment,
         }
         del variables["PYTHONPATH"]
         self._start(
@@ -123,9 +149,22 @@ class Vllm(Stack):
         """Ends everything; a worker may outlive those who started it."""
         groups = [part.process.pid for part in self.parts.values()]
         super().close()
+        self.collector.stop()
         for group in groups:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+
+    def processes(self, name: str) -> dict[str, int]:
+        """A node's processes by vLLM's names for them."""
+        group = self.parts[name].process.pid
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                pid = int(folder.name)
+                if os.getpgid(pid) == group:
+                    title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
+                    found[title if title.startswith("VLLM::") else "API"] = pid
+        return found
 
     def messages(self, name: str) -> list[str]:
         """What omnitrace has said in a node's log, and what has gone wrong with it."""
@@ -140,6 +179,8 @@ class Said:
     number: int
     request_id: str = ""
     text: str = ""
+    chunks: int = 0
+    """With choices: the first has the role, the others tokens."""
     is_whole: bool = False
     was_left: bool = False
     error: str = ""
@@ -185,7 +226,8 @@ class Load:
         body = {
             "model": "standin",
             "messages": [{"role": "user", "content": f"{number} {SENTENCE * 4}"}],
-            "max_tokens": self.tokens,
+            # Enough for vLLM to notice that nobody wants the rest.
+            "max_tokens": self.tokens * (4 if number in self.leaves else 1),
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
@@ -198,7 +240,6 @@ class Load:
             if response.status != 200:
                 said.error = f"{response.status} {response.read()!r}"
                 return said
-            chunks = 0
             for raw in response:
                 line = raw.decode().strip()
                 if line == "data: [DONE]":
@@ -208,8 +249,8 @@ class Load:
                     said.request_id = str(event["id"]).removeprefix("chatcmpl-")
                     text = event["choices"][0]["delta"].get("content") if event["choices"] else None
                     said.text += text or ""
-                    chunks += 1
-                if number in self.leaves and chunks == 3:
+                    said.chunks += bool(event["choices"])
+                if number in self.leaves and said.chunks == 3:
                     said.was_left = True
                     return said
         finally:

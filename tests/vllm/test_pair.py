@@ -9,13 +9,20 @@ from typing import Any
 import tree
 from pair import Load, Said, Vllm
 from stack import Stack
-from whole import SPANS, WHOLE_TREE
+from whole import WHOLE_TREE
 
-REQUESTS = 10
-# The last one: those after one whose client has gone may wait for long in vLLM.
-LEAVES = frozenset({REQUESTS - 1})
-TOKENS = 24
+REQUESTS = 100
+LEAVES = frozenset(range(7, REQUESTS, 10))
+TOKENS = 60
+PREEMPTED = "Preempted in decode stage"
 
+DECODE_EVENTS = [
+    "Decode request tokenized",
+    "Decode request sent to engine",
+    "First decode output token",
+    "Second decode output token",
+    "Third decode output token",
+]
 ORDER = [
     "Trace for Omni Proxy",
     "P running",
@@ -83,11 +90,13 @@ def processes(trace: dict[str, Any]) -> set[tuple[str, Any]]:
 
 
 def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) -> None:
-    stack = Vllm(tmp_path)
+    """Four clients at once, some of whom leave; the decode node has too few blocks."""
+    few = ("--num-gpu-blocks-override", "16", "--max-model-len", "384")
+    stack = Vllm(tmp_path, decode_options=few)
     stacks.append(stack)
     stack.start_receiver()
     stack.start()
-    answers = Load(stack.proxy, REQUESTS, at_once=1, tokens=TOKENS, leaves=LEAVES).run()
+    answers = Load(stack.proxy, REQUESTS, tokens=TOKENS, leaves=LEAVES).run()
     assert [said.error for said in answers if said.error] == []
     assert {said.number for said in answers if said.was_left} == LEAVES
     assert all(said.is_whole for said in answers if not said.was_left)
@@ -95,16 +104,33 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
     traces = by_request(stack, REQUESTS)
     assert set(traces) == {said.request_id for said in answers}
     assert {len(each) for each in traces.values()} == {1}
-    for said in answers:
-        (trace,) = traces[said.request_id]
-        check(said, trace)
+    preempted = sum(check(said, traces[said.request_id][0]) for said in answers)
+    assert preempted > 0
     for name in ("prefill", "decode"):
         assert stack.messages(name) == []
     stack.stop_service()
+    assert all(books.balance == 0 for books in stack.collector.books().values())
 
 
-def check(said: Said, trace: dict[str, Any]) -> None:
-    """One trace is whole, in order and says how it ended."""
+def test_workers_beside_the_engine_are_in_the_trace_too(
+    tmp_path: Path, stacks: list[Stack]
+) -> None:
+    stack = Vllm(tmp_path, in_engine=False)
+    stacks.append(stack)
+    stack.start_receiver()
+    stack.start()
+    answers = Load(stack.proxy, 10, at_once=1, tokens=TOKENS).run()
+    assert all(said.is_whole for said in answers)
+    traces = by_request(stack, 10)
+    for said in answers:
+        (trace,) = traces[said.request_id]
+        check(said, trace)
+        worker = stack.processes("decode")["VLLM::Worker"]
+        assert ("vllm-decode", worker) in processes(trace)
+
+
+def check(said: Said, trace: dict[str, Any]) -> int:
+    """One trace is whole, in order and says how it ended; how often it was preempted."""
     assert orphans(trace) == [], tree.shape(trace)
     assert len(processes(trace)) >= 5
     assert {service for service, _ in processes(trace)} == {
@@ -114,18 +140,41 @@ def check(said: Said, trace: dict[str, Any]) -> None:
     }
     decode = the(trace, "Decode")
     if said.was_left:
-        assert tree.tag(decode, "omnitrace.aborted") is True, tree.shape(trace)
+        assert tree.tag(decode, "omnitrace.aborted") is True, decode
         assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["abort"]'
-        return
-    assert tree.shape(trace) == WHOLE_TREE and len(trace["spans"]) == SPANS
+        return 0
+    preemptions = [s for s in trace["spans"] if s["operationName"] == PREEMPTED]
+    shape = [line for line in tree.shape(trace).splitlines() if PREEMPTED not in line]
+    assert "\n".join(shape) == WHOLE_TREE
     starts = [the(trace, name)["startTime"] for name in ORDER]
     assert starts == sorted(starts)
     assert tree.tag(decode, "gen_ai.usage.output_tokens") == TOKENS
     assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
     assert tree.tag(decode, "gen_ai.request.max_tokens") == TOKENS
+    assert tree.tag(decode, "omnitrace.preemptions") == len(preemptions)
+    # Where it has fallen behind, vLLM sends several tokens in a chunk.
+    assert events(decode) == DECODE_EVENTS[: 2 + min(3, said.chunks - 1)]
     prefill = the(trace, "Prefill")
+    assert events(prefill) == ["Prefill request tokenized", "Prefill request sent to engine"]
     assert tree.tag(prefill, "gen_ai.usage.input_tokens") > 50
     assert tree.tag(prefill, "gen_ai.request.model") == "standin"
+    check_transfer(trace)
+    return len(preemptions)
+
+
+def check_transfer(trace: dict[str, Any]) -> None:
+    """The KV transfer has a size, and the decode span says how long it was waited for."""
+    waited = tree.tag(the(trace, "Decode"), "omnitrace.latency.kv_wait")
+    assert abs(waited - the(trace, "Pull kv")["duration"] / 1e6) < 1e-5
+    computed, pulled = the(trace, "Add to running for prefill"), the(trace, "Pull kv")
+    for name in ("omnitrace.kv.blocks", "omnitrace.kv.bytes"):
+        assert tree.tag(pulled, name) == tree.tag(computed, name) > 0
+
+
+def events(span: dict[str, Any]) -> list[str]:
+    """A span's events by time."""
+    found = sorted(span["logs"], key=lambda log: log["timestamp"])
+    return [field["value"] for log in found for field in log["fields"] if field["key"] == "event"]
 
 
 def test_answers_are_the_same_without_omnitrace(tmp_path: Path, stacks: list[Stack]) -> None:
@@ -141,7 +190,7 @@ def test_answers_are_the_same_without_omnitrace(tmp_path: Path, stacks: list[Sta
         texts.append([said.text for said in answers])
         spans = {service for t in stack.traces() for service, _ in processes(t)}
         stack.close()
-    assert texts[0] == texts[1] and all(texts[0])
+    assert texts[0] == texts[1] and any(texts[0])
     assert spans == {"omni-proxy"}
 
 
@@ -159,4 +208,4 @@ def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
     traces = by_request(stack, 5)
     for said in answers:
         (trace,) = traces[said.request_id]
-        assert (orphans(trace), len(trace["spans"]) >= SPANS) == ([], True)
+        assert tree.shape(trace) == WHOLE_TREE

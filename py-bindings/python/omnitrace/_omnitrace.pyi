@@ -194,12 +194,19 @@ def init(
     that cannot be used included.
     """
 
-def action(name: str, request_id: str, attributes: Mapping[str, object] | None = None) -> None:
+def action(
+    name: str,
+    request_id: str,
+    attributes: Mapping[str, object] | None = None,
+    occurrence: int = 0,
+) -> None:
     """Records that ``name`` happened to a request, now.
 
     name: an action of the vocabulary; any other becomes an event on the
         request's SERVER span.
     request_id: in any form that vLLM makes of it.
+    occurrence: of a phase that a request goes through more than once, which time
+        this is, from 0 to 65535.
 
     Never raises and never waits.
     """

@@ -11,8 +11,15 @@ def _by_role(prefill: str, decode: str) -> dict[str, str]:
 
 
 RECEIVED = _by_role("PD api server get request", "Enter decode to generate")
+TOKENIZED = _by_role("Prefill request tokenized", "Decode request tokenized")
+SENT = _by_role("Prefill request sent to engine", "Decode request sent to engine")
 FINISHED = _by_role(
     "Finish prefill pickle and start response", "Finish decode pickle and start response"
+)
+TOKENS = (
+    "First decode output token",
+    "Second decode output token",
+    "Third decode output token",
 )
 ENGINE_RECEIVED = _by_role(
     "Start process request in prefill engine", "Start to dispatch decode request"
@@ -29,3 +36,5 @@ PREFILL_SEND = "Start to send output in prefill stage"
 PREFILL_FREE = "Prefill free kv blocks"
 NEED_PULL = "Add need pulling sequence"
 FINISH_PULL = "Finish pull kv"
+PREEMPTED = "Preempted"
+RESUMED = "Resumed"

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _omnitrace as omnitrace
 from . import _carrier, _roles
-from ._actions import FINISHED, RECEIVED
+from ._actions import FINISHED, RECEIVED, SENT, TOKENIZED, TOKENS
 
 _MOST = 100_000
 """Requests that are kept in mind; one whose end is never seen is forgotten in the end."""
 
 _PROMPT_OF = re.compile(r"(cmpl-.+)-\d+")
 """A completion has several prompts, each a request to the engine."""
+
+_CHUNK = 'data: {"id"'
+_NO_CHOICE = '"choices":[]'
+
+_current: ContextVar[str] = ContextVar("omnitrace_request")
+"""The request that a task of the event loop is about."""
 
 # A request's own members, and what OpenTelemetry calls them.
 _ASKED = {
@@ -49,6 +56,9 @@ class _Open:
     role: str
     attributes: dict[str, Any] = field(default_factory=dict)
     """What its end will say."""
+    is_sent: bool = False
+    tokens: int = 0
+    """Chunks of the answer with tokens; not beyond those that are recorded."""
 
 
 class Api:
@@ -56,6 +66,8 @@ class Api:
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
+        self._engines: dict[str, int] = {}
+        """Which engine has a request, by the id that it has there."""
 
     def chat_received(self, request: Any, raw_request: Any) -> None:
         """A chat request, with its headers."""
@@ -72,15 +84,21 @@ class Api:
         if (headers := getattr(raw_request, "headers", None)) is not None:
             omnitrace.extract(headers, request_id)
         role = _roles.of_request(request)
-        while len(self._open) >= _MOST:
-            self._open.pop(next(iter(self._open)))
+        _make_room(self._open)
         self._open[request_id] = _Open(role)
+        _current.set(request_id)
         attributes: dict[str, Any] = {"gen_ai.operation.name": operation}
         for name, members in _ASKED.items():
             given = (getattr(request, member, None) for member in members)
             if (value := next((v for v in given if v is not None), None)) is not None:
                 attributes[name] = value
         omnitrace.action(RECEIVED[role], request_id, attributes)
+
+    def tokenized(self) -> None:
+        """The prompt of this task's request has become tokens."""
+        request_id = _current.get("")
+        if (open := self._open.get(request_id)) is not None:
+            omnitrace.action(TOKENIZED[open.role], request_id)
 
     def chat_answered(self, request: Any, raw_request: Any, result: Any) -> None:
         """The answer to a chat request, or what will stream it."""
@@ -102,21 +120,32 @@ class Api:
 
     def sent(self, request: Any) -> None:
         """A request leaves for the engine, where it has an id of its own."""
-        _carrier.put(request, self._received_as(_external_id(request)))
+        request_id = self._received_as(_external_id(request))
+        open = self._open.get(request_id)
+        # Of several prompts the first.
+        if open is not None and not open.is_sent:
+            open.is_sent = True
+            omnitrace.action(SENT[open.role], request_id)
+        _carrier.put(request, request_id)
 
     def outputs(self, outputs: Any) -> None:
         """Outputs of the engine have come."""
         for output in getattr(outputs, "outputs", None) or ():
             if output.trace_headers:
                 _carrier.take(output, output.request_id)
+                _make_room(self._engines)
+                self._engines[output.request_id] = getattr(outputs, "engine_index", 0)
 
     def finished(self, state: Any, reason: Any, statistics: Any) -> None:
         """The engine is done with a request: what it has taken."""
+        engine = self._engines.pop(state.request_id, None)
         request_id = self._received_as(_external_id(state))
         open = self._open.get(request_id)
         if open is None:
             return
         attributes = open.attributes
+        if engine is not None:
+            attributes["omnitrace.engine.rank"] = engine
         if reason is not None:
             attributes["gen_ai.response.finish_reasons"] = [str(reason)]
         _copy(_STATE, state, attributes)
@@ -130,6 +159,16 @@ class Api:
         if request_id not in self._open and (prompt := _PROMPT_OF.fullmatch(request_id)):
             return prompt[1]
         return request_id
+
+    def streams(self, request_id: str, chunk: str) -> None:
+        """A chunk of the answer goes to the client."""
+        open = self._open.get(request_id)
+        if open is None or open.role == _roles.PREFILL or open.tokens >= len(TOKENS):
+            return
+        # Neither an error nor the usage nor the end of the stream.
+        if chunk.startswith(_CHUNK) and _NO_CHOICE not in chunk:
+            omnitrace.action(TOKENS[open.tokens], request_id)
+            open.tokens += 1
 
     def ends(self, request_id: str) -> None:
         """The whole answer is there."""
@@ -149,6 +188,11 @@ class Api:
         open = self._open.pop(request_id, None)
         if open is not None:
             omnitrace.action(FINISHED[open.role], request_id, {**open.attributes, **attributes})
+
+
+def _make_room(requests: dict[str, Any]) -> None:
+    while len(requests) >= _MOST:
+        requests.pop(next(iter(requests)))
 
 
 def _id(prefix: str, request: Any, raw_request: Any) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .. import _omnitrace as omnitrace
@@ -14,11 +15,13 @@ from ._actions import (
     FINISH_PULL,
     NEED_PULL,
     NO_BLOCKS,
+    PREEMPTED,
     PREFILL_BLOCKS,
     PREFILL_EXECUTED,
     PREFILL_FREE,
     PREFILL_SEND,
     PREFILL_WAITING,
+    RESUMED,
     RUNNING,
     TRY_TO_SCHEDULE,
 )
@@ -31,6 +34,7 @@ class _Request:
         "executing",
         "has_blocks",
         "is_running",
+        "preemptions",
         "pulls",
         "refused",
         "role",
@@ -40,8 +44,43 @@ class _Request:
 
     def __init__(self, role: str) -> None:
         self.role = role
-        self.waits = self.refused = self.has_blocks = self.pulls = False
+        self.pulls: dict[str, int] = {}
+        """How much another node, or a store, has for it."""
+        self.waits = self.refused = self.has_blocks = False
         self.is_running = self.executing = self.sent = False
+        self.preemptions = 0
+
+
+@dataclass(frozen=True)
+class _KvCache:
+    """What a block holds, for each group of layers that share their blocks."""
+
+    tokens: Sequence[int] = ()
+    bytes: Sequence[int] = ()
+    """Of one worker: where several share a model, each has as much."""
+
+    @classmethod
+    def of(cls, config: Any) -> _KvCache:
+        """Reads vLLM's `KVCacheConfig`."""
+        groups = [
+            (group.kv_cache_spec, len(group.layer_names))
+            for group in getattr(config, "kv_cache_groups", ())
+        ]
+        return cls(
+            [spec.block_size for spec, _ in groups],
+            [spec.page_size_bytes * layers for spec, layers in groups],
+        )
+
+    def of_tokens(self, tokens: int) -> dict[str, int]:
+        """The attributes of as many tokens' blocks."""
+        return self.taken([-(-tokens // size) for size in self.tokens])
+
+    def taken(self, blocks: Sequence[int]) -> dict[str, int]:
+        """The attributes of as many blocks of each group."""
+        if len(blocks) != len(self.bytes) or not blocks:
+            return {}
+        size = sum(count * each for count, each in zip(blocks, self.bytes))
+        return {"omnitrace.kv.blocks": sum(blocks), "omnitrace.kv.bytes": size}
 
 
 class Engine:
@@ -55,8 +94,14 @@ class Engine:
         """Their prompts are being computed."""
         self._pulling: list[str] = []
         """Workers are about to fetch their blocks."""
+        self._preempted: set[str] = set()
         self._gone: list[str] = []
         self._steps = 0
+        self._kv = _KvCache()
+
+    def starts(self, scheduler: Any) -> None:
+        """The scheduler knows the KV cache now."""
+        self._kv = _KvCache.of(getattr(scheduler, "kv_cache_config", None))
 
     def arrives(self, request: Any) -> None:
         """A request comes from the API process."""
@@ -88,6 +133,7 @@ class Engine:
             for request_id in self._gone:
                 self._requests.pop(request_id, None)
                 self._computing.discard(request_id)
+                self._preempted.discard(request_id)
             self._gone.clear()
         if self._new:
             for request_id in self._new:
@@ -106,7 +152,9 @@ class Engine:
             return
         known.has_blocks = True
         if known.role == _roles.PREFILL:
-            omnitrace.action(PREFILL_BLOCKS, request.request_id)
+            ids: Sequence[Sequence[int]] = getattr(blocks, "get_block_ids", tuple)()
+            attributes = self._kv.taken([len(of_group) for of_group in ids])
+            omnitrace.action(PREFILL_BLOCKS, request.request_id, attributes)
 
     def scheduled(self, output: Any) -> None:
         """The scheduler has chosen: what runs for the first time, and for the workers
@@ -118,9 +166,31 @@ class Engine:
             if known is not None and not known.is_running:
                 known.is_running = True
                 omnitrace.action(RUNNING[known.role], request_id)
+        if self._preempted:
+            self._resume(output.num_scheduled_tokens)
         if new or self._pulling:
             output.omnitrace = _carriers((*new, *self._pulling))
             self._pulling.clear()
+
+    def preempted(self, request: Any) -> None:
+        """The scheduler takes a running request's blocks away."""
+        known = self._requests.get(request.request_id)
+        if known is not None and request.request_id not in self._preempted:
+            self._preempted.add(request.request_id)
+            omnitrace.action(PREEMPTED, request.request_id, None, known.preemptions)
+
+    def event(self, request: Any, event: Any) -> None:
+        """vLLM notes something of a request."""
+        if getattr(event, "name", "") == "PREEMPTED":
+            self.preempted(request)
+
+    def _resume(self, scheduled: Container[str]) -> None:
+        for request_id in [r for r in self._preempted if r in scheduled]:
+            self._preempted.discard(request_id)
+            known = self._requests.get(request_id)
+            if known is not None:
+                omnitrace.action(RESUMED, request_id, None, known.preemptions)
+                known.preemptions += 1
 
     def executing(self, output: Any) -> None:
         """The model runs."""
@@ -169,9 +239,11 @@ class Engine:
         if known is None or known.role == _roles.PREFILL or known.pulls:
             return
         if external_tokens:
-            known.pulls = True
-            attributes = {"omnitrace.kv.external_tokens": external_tokens}
-            omnitrace.action(NEED_PULL, request.request_id, attributes)
+            known.pulls = {
+                "omnitrace.kv.external_tokens": external_tokens,
+                **self._kv.of_tokens(external_tokens),
+            }
+            omnitrace.action(NEED_PULL, request.request_id)
             self._pulling.append(request.request_id)
 
     def transfers(self, output: Any) -> None:
@@ -179,7 +251,7 @@ class Engine:
         for request_id in getattr(output, "finished_recving", None) or ():
             known = self._requests.get(request_id)
             if known is not None and known.pulls:
-                omnitrace.action(FINISH_PULL, request_id)
+                omnitrace.action(FINISH_PULL, request_id, known.pulls)
         # These have ended, so only the process says what they were: an offloading connector
         # of another node sends too, to a store.
         if _roles.of_process() == _roles.PREFILL:

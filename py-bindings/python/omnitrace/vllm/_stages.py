@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import _roles
+from . import _ends, _roles
 from ._api import Api
 from ._engine import Engine
 
@@ -15,19 +15,26 @@ _engine = Engine()
 STAGES: Mapping[str, Callable[..., Any]] = {
     "learn role": _roles.learn,
     "chat received": _api.chat_received,
+    "request tokenized": _api.tokenized,
     "chat answered": _api.chat_answered,
     "completion received": _api.completion_received,
     "completion answered": _api.completion_answered,
     "request sent": _api.sent,
     "outputs received": _api.outputs,
     "request finished": _api.finished,
+    "answer streams": _api.streams,
     "answer ends": _api.ends,
     "answer fails": _api.fails,
+    "engines end": _ends.engines_end,
+    "engine ends": _ends.engine_ends,
+    "engine starts": _engine.starts,
     "request arrives": _engine.arrives,
     "request waits": _engine.waits,
     "scheduling": _engine.scheduling,
     "blocks allocated": _engine.blocks,
     "scheduled": _engine.scheduled,
+    "request preempted": _engine.preempted,
+    "event noted": _engine.event,
     "executing": _engine.executing,
     "executed": _engine.executed,
     "outputs made": _engine.outputs,

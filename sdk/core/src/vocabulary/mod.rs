@@ -240,7 +240,7 @@ mod tests {
                 "Received all tokens",
             )
         );
-        assert_eq!(vocabulary.actions().len(), 41);
+        assert_eq!(vocabulary.actions().len(), 47);
     }
 
     #[test]
@@ -261,6 +261,7 @@ mod tests {
                 "Enter decode to generate",
                 "Add need pulling sequence",
                 "Start pull kv",
+                "Finish pull kv",
                 "Start append running sequece for decode",
                 "Start to send output",
             ]

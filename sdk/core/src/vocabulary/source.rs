@@ -220,15 +220,23 @@ fn index_phases(vocabulary: &mut Vocabulary) {
         if !phase.live {
             continue;
         }
-        for start in &phase.start {
-            let from = vocabulary.actions[usize::from(start.0)].process;
-            let crosses = phase
-                .end
-                .iter()
-                .any(|end| vocabulary.actions[usize::from(end.0)].process != from);
-            if crosses {
-                vocabulary.actions[usize::from(start.0)].carried = true;
-            }
+        carry(&mut vocabulary.actions, &phase.start, &phase.end);
+    }
+    // The process that makes the span makes its measures too.
+    for measure in &vocabulary.measures {
+        let span = &vocabulary.phases[usize::from(measure.span.0)];
+        carry(&mut vocabulary.actions, &measure.start, &span.end);
+        carry(&mut vocabulary.actions, &measure.end, &span.end);
+    }
+}
+
+/// Notes that the times of `what` are needed where any of `at` happens.
+fn carry(actions: &mut [Action], what: &[ActionId], at: &[ActionId]) {
+    for action in what {
+        let from = actions[usize::from(action.0)].process;
+        let crosses = |at: &ActionId| actions[usize::from(at.0)].process != from;
+        if at.iter().any(crosses) {
+            actions[usize::from(action.0)].carried = true;
         }
     }
 }
