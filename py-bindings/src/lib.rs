@@ -11,6 +11,7 @@ mod lifecycle;
 mod opentelemetry;
 mod process;
 mod span;
+mod steps;
 
 use pyo3::prelude::*;
 
@@ -29,6 +30,8 @@ mod _omnitrace {
     use super::opentelemetry::{connect, describe_process, process_description};
     #[pymodule_export]
     use super::span::Span;
+    #[pymodule_export]
+    use super::steps::{record_model, record_step, step_context};
 
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 

@@ -414,7 +414,7 @@ def test_the_built_in_hooks_are_of_the_documented_shape(program: Program) -> Non
         from omnitrace.vllm import _plugin
         from omnitrace.vllm._hooks import load
         from omnitrace.vllm._stages import STAGES
-        hooks = [h for f in _plugin._BUILT_IN.glob("*.yaml") for h in load(f, STAGES)]
+        hooks = [h for f in _plugin._BUILT_IN.rglob("*.yaml") for h in load(f, STAGES)]
         say([sorted({h.do for h in hooks if h.do} ^ set(STAGES)), len(hooks) > 30])
     """)
     assert program.run(code).said == [[[], True]]

@@ -26,6 +26,9 @@ __all__ = [
     "_connect_opentelemetry",
     "_describe_process",
     "_process_description",
+    "_record_model",
+    "_record_step",
+    "_step_context",
     "action",
     "extract",
     "flush",
@@ -248,6 +251,34 @@ def shutdown(timeout: float = 2.0) -> None:
 
 def stats() -> _Stats:
     """The books of this process, as of the exporter thread's last round."""
+
+# ---- omnitrace.vllm
+
+def _step_context(executed: int) -> tuple[str, SpanContext] | None:
+    """Id and context of the engine step whose model begins to run at ``executed``
+    (nanoseconds since 1970); None where nothing of it is recorded."""
+
+def _record_step(
+    context: SpanContext,
+    times: Sequence[int],
+    requests: Sequence[tuple[str, str, int]],
+    attributes: Mapping[str, object],
+) -> None:
+    """Records a step.
+
+    times: its start, its model's start and end, and its end, in nanoseconds since 1970.
+    requests: ids, roles and scheduled tokens.
+    """
+
+def _record_model(
+    draft: bool, step: tuple[str, str], start: int, end: int, rank: int | None
+) -> None:
+    """Records what the main model, or the speculative proposer, did in a step.
+
+    step: its id and its ``traceparent``.
+
+    Raises ValueError if these are none.
+    """
 
 def _before_fork() -> None: ...
 def _after_fork_in_parent() -> None: ...

@@ -32,6 +32,13 @@ impl TraceId {
         Self(NonZeroU128::new(xxh3_128(canonical.as_bytes())).unwrap_or(NonZeroU128::MIN))
     }
 
+    /// The trace id of an engine's steps in a window of time: the engine is a process
+    /// of a node, the window a number.
+    pub(crate) fn of_engine(node: &str, pid: u32, window: u64) -> Self {
+        // No request id has a NUL.
+        Self::of_request(&format!("engine\0{node}\0{pid}\0{window}"))
+    }
+
     /// From exactly 32 lower-case hexadecimal digits that are not all zero.
     pub fn parse(hex: &[u8]) -> Option<Self> {
         (hex.len() == 32)

@@ -16,6 +16,7 @@ mod decode;
 pub mod delivery;
 pub mod diagnostics;
 mod encode;
+pub mod engine;
 pub mod event;
 pub mod id;
 mod key;

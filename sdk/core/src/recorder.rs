@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::carry::{self, Carry};
 use crate::config::{Config, Limits};
 use crate::context::SpanContext;
+use crate::engine;
 use crate::event::{Action, FreeSpan, Parent};
 use crate::id::{TraceId, canonical_request_id};
 use crate::propagation::Propagators;
@@ -20,6 +21,7 @@ use crate::vocabulary::{ActionId, Vocabulary};
 /// Takes records from any thread; waits for nobody.
 pub struct Recorder {
     vocabulary: Arc<Vocabulary>,
+    node: Box<str>,
     propagators: Propagators,
     sampler: Sampler,
     limits: Limits,
@@ -34,6 +36,7 @@ impl Recorder {
     pub(crate) fn new(config: &Config, queue: Queue) -> Self {
         Self {
             vocabulary: Arc::clone(&config.vocabulary),
+            node: config.node.as_str().into(),
             propagators: config.propagators.clone(),
             sampler: config.sampler,
             limits: config.limits,
@@ -263,6 +266,23 @@ impl Recorder {
             None => TraceId::of_request(canonical_request_id(request_id)),
         };
         (trace_id, self.sampler.flags(None, trace_id))
+    }
+
+    /// The address of this node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The SERVER span that a request has on this node in a role (any but `prefill`
+    /// decodes), and its canonical id: what a link to the request points to.
+    pub fn link_to(&self, request_id: &str, role: &str) -> (Arc<str>, Link) {
+        let request_id = kept_id(request_id);
+        let (canonical, context) = self
+            .carry
+            .bound(request_id)
+            .unwrap_or_else(|| (canonical_request_id(request_id).into(), None));
+        let link = engine::link(&self.vocabulary, &self.node, role, &canonical, context);
+        (canonical, link)
     }
 
     /// Canonical id and context of a request, as far as they have been read.

@@ -221,6 +221,7 @@ impl Partial {
     fn take(&mut self, line: ActionLine<'_>) {
         self.report.events += 1;
         let (role, node) = line.source.unwrap_or(("proxy", ""));
+        let role = line.suffix.role.as_deref().unwrap_or(role);
         let source = Arc::clone(
             self.sources
                 .entry((role.into(), node.into()))

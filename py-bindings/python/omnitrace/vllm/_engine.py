@@ -103,6 +103,11 @@ class Engine:
         """The scheduler knows the KV cache now."""
         self._kv = _KvCache.of(getattr(scheduler, "kv_cache_config", None))
 
+    @property
+    def step(self) -> int:
+        """Number of the last step that was scheduled."""
+        return self._steps
+
     def arrives(self, request: Any) -> None:
         """A request comes from the API process."""
         request_id = request.request_id

@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from .. import _omnitrace as omnitrace
-from . import _legacy_namelist, _paths, _roles
+from . import _legacy_namelist, _paths, _roles, _steps
 from ._hooks import Hook, HookError, load
 from ._imports import when_loaded
-from ._stages import STAGES
+from ._stages import STAGES, steps
 from ._wrap import Bound, wrap
 
 logger = logging.getLogger("omnitrace")
@@ -34,7 +34,11 @@ def install() -> None:
     """Puts the built-in hooks and those of PROFILING_NAMELIST in place. Never raises: a
     vLLM starts, traced or not."""
     try:
-        hooks = [hook for file in sorted(_BUILT_IN.glob("*.yaml")) for hook in load(file, STAGES)]
+        files = sorted(_BUILT_IN.glob("*.yaml"))
+        if ratio := _steps.ratio():
+            steps.record(ratio)
+            files += sorted((_BUILT_IN / "steps").glob("*.yaml"))
+        hooks = [hook for file in files for hook in load(file, STAGES)]
         hooks += _users_own(hooks)
         put(hooks)
     except Exception:

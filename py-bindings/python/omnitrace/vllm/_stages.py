@@ -8,9 +8,12 @@ from typing import Any
 from . import _ends, _roles
 from ._api import Api
 from ._engine import Engine
+from ._steps import Models, Steps
 
 _api = Api()
 _engine = Engine()
+_models = Models()
+steps = Steps(lambda: _engine.step)
 
 STAGES: Mapping[str, Callable[..., Any]] = {
     "learn role": _roles.learn,
@@ -43,4 +46,14 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "request freed": _engine.freed,
     "step arrives": _engine.step_arrives,
     "step leaves": _engine.step_leaves,
+    "step begins": steps.begins,
+    "step scheduled": steps.scheduled,
+    "step executing": steps.executing,
+    "step executed": steps.executed,
+    "step ends": steps.ends,
+    "step reaches worker": _models.arrives,
+    "main model begins": _models.main_begins,
+    "main model ends": _models.main_ends,
+    "mtp model begins": _models.draft_begins,
+    "mtp model ends": _models.draft_ends,
 }

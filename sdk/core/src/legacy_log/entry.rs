@@ -14,6 +14,7 @@ use crate::span::{Moment, Span};
 use crate::value::{Attribute, Value, set_attribute};
 use crate::vocabulary::Vocabulary;
 
+use super::profile;
 use super::span_suffix::SpanSuffix;
 
 /// The JSON object after the legacy line: what the line itself cannot hold.
@@ -26,6 +27,9 @@ pub struct Suffix {
     /// Exact request id where the line's had to be altered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Exact role where the line's had to be altered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// The context that came with the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -119,6 +123,8 @@ pub(crate) struct Entry<'a> {
     pub(super) role: &'a str,
     pub(super) node: &'a str,
     pub(super) suffix: Suffix,
+    /// Marker and fields of the old form that an engine's span has.
+    pub(super) profile: Option<(&'static str, String)>,
 }
 
 fn suffix(context: Option<&SpanContext>, occurrence: u16, attributes: Vec<Attribute>) -> Suffix {
@@ -149,6 +155,7 @@ pub(crate) fn event_entry<'a>(
         role: &event.source.role,
         node: &event.source.node,
         suffix: suffix(context, event.occurrence, attributes),
+        profile: None,
     }
 }
 
@@ -168,6 +175,7 @@ pub(crate) fn loose_entry(event: &LooseEvent) -> Entry<'_> {
                 event.attributes.clone(),
             )
         },
+        profile: None,
     }
 }
 
@@ -211,6 +219,7 @@ pub(crate) fn span_entries<'a>(vocabulary: &'a Vocabulary, span: &'a Span) -> Ve
         role: &span.source.role,
         node: &span.source.node,
         suffix,
+        profile: None,
     };
     let Some(origin) = &span.origin else {
         let suffix = Suffix {
@@ -218,7 +227,10 @@ pub(crate) fn span_entries<'a>(vocabulary: &'a Vocabulary, span: &'a Span) -> Ve
             span: Some(SpanSuffix::new(span)),
             ..Suffix::default()
         };
-        return vec![entry(&*span.name, span.end, "", suffix)];
+        return vec![Entry {
+            profile: profile::fields(span),
+            ..entry(&*span.name, span.end, "", suffix)
+        }];
     };
     let base = |attributes| Suffix {
         undelivered: Some(Vec::new()),

@@ -12,9 +12,11 @@ use std::fmt::Write as _;
 use chrono::{DateTime, Local};
 use memchr::memmem;
 
+use crate::engine::Seconds;
 use crate::id::{SpanId, canonical_request_id};
 
 use super::entry::{Entry, Suffix};
+use super::profile;
 
 /// What every line of an action contains.
 pub const MARKER: &str = "<<<Action: ";
@@ -62,6 +64,9 @@ pub enum LineError {
     /// Nothing between `RequestID:` and what follows.
     #[error("empty request id")]
     EmptyRequestId,
+    /// Cut off, or another program's.
+    #[error("the fields after \"profile\" are not those of an engine's step")]
+    BadProfile,
     /// Not UTF-8.
     #[error("not UTF-8 text")]
     NotUtf8,
@@ -74,7 +79,8 @@ pub enum LineError {
 pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
     let Some(at) = memmem::find(line, MARKER.as_bytes()) else {
         let Some(at) = memmem::find(line, EXPORTED.as_bytes()) else {
-            return Ok(Line::Other);
+            let step = profile::parse(line)?;
+            return Ok(step.map_or(Line::Other, |step| Line::Action(Box::new(step))));
         };
         let list = &line[at + EXPORTED.len()..];
         return Ok(Line::Exported(
@@ -155,7 +161,7 @@ fn proxy_id(text: &[u8]) -> &[u8] {
 }
 
 /// Nanoseconds in a decimal number of seconds; digits beyond the ninth are cut.
-fn parse_seconds(text: &[u8]) -> Option<u64> {
+pub(crate) fn parse_seconds(text: &[u8]) -> Option<u64> {
     let mut parts = text.splitn(2, |b| *b == b'.');
     let whole = parts.next()?;
     let fraction = parts.next().unwrap_or_default();
@@ -177,6 +183,10 @@ pub(crate) struct LineFormatter {
 impl LineFormatter {
     /// Appends the line of `entry` with its line end.
     pub(crate) fn entry(&mut self, mut entry: Entry<'_>, out: &mut Vec<u8>) {
+        if let Some((marker, fields)) = entry.profile.take() {
+            self.profile(entry, marker, &fields, out);
+            return;
+        }
         let action = printable(entry.action);
         let request_id = match entry.request_id {
             // A free span has no request; a request without an id must not look so.
@@ -201,11 +211,11 @@ impl LineFormatter {
         let node = printable(entry.node).replace(' ', "-");
         let mut line = String::with_capacity(256);
         self.stamp(entry.time, &mut line);
-        let (seconds, nanos) = (entry.time / 1_000_000_000, entry.time % 1_000_000_000);
         // Writing to a String cannot fail.
         let _ = write!(
             line,
-            " - {MARKER}{action}; Timestamp:{seconds}.{nanos:09}; RequestID:{written}; Role:{role}_{node}"
+            " - {MARKER}{action}; Timestamp:{}; RequestID:{written}; Role:{role}_{node}",
+            Seconds(entry.time)
         );
         out.extend_from_slice(line.as_bytes());
         if !entry.suffix.is_empty()
@@ -215,6 +225,21 @@ impl LineFormatter {
             out.extend_from_slice(&json);
         }
         out.push(b'\n');
+    }
+
+    /// Appends the old form of an engine's span.
+    fn profile(&mut self, mut entry: Entry<'_>, marker: &str, fields: &str, out: &mut Vec<u8>) {
+        let role = profile::role(entry.role);
+        if role != entry.role {
+            entry.suffix.role = Some(entry.role.to_owned());
+        }
+        let node = printable(entry.node).replace([' ', '|'], "-");
+        let object = profile::object(&entry.suffix).unwrap_or_default();
+        let mut line = String::with_capacity(1024);
+        self.stamp(entry.time, &mut line);
+        // Writing to a String cannot fail.
+        let _ = writeln!(line, " - {object} {marker}{role}_{node}|{fields}");
+        out.extend_from_slice(line.as_bytes());
     }
 
     /// Appends the line that says which spans a Collector has taken.
@@ -278,6 +303,7 @@ mod tests {
             role: "prefill",
             node: "10.0.0.2",
             suffix,
+            profile: None,
         }
     }
 
@@ -465,7 +491,6 @@ mod tests {
             parse_line(b"<<<Action: \xff; Timestamp:1.2; RequestID:r"),
             Err(LineError::NotUtf8)
         );
-        assert_eq!(parse_line(b"profile: decode_10.0.0.3|1|2"), Ok(Line::Other));
     }
 
     #[test]

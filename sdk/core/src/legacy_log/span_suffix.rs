@@ -193,7 +193,7 @@ impl EventSuffix {
 }
 
 impl LinkSuffix {
-    fn new(link: &Link) -> Self {
+    pub(super) fn new(link: &Link) -> Self {
         Self {
             trace_id: link.trace_id.to_string(),
             span_id: link.span_id.to_string(),
