@@ -9,7 +9,7 @@ from typing import Any
 import tree
 from pair import Load, Said, Vllm
 from stack import Stack
-from whole import WHOLE_TREE
+from whole import OFFLINE_ONLY, WHOLE_TREE
 
 REQUESTS = 100
 LEAVES = frozenset(range(7, REQUESTS, 10))
@@ -140,7 +140,7 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     }
     decode = the(trace, "Decode")
     if said.was_left:
-        assert tree.tag(decode, "omnitrace.aborted") is True, decode
+        assert tree.tag(decode, "omnitrace.aborted") is True, decode["tags"]
         assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["abort"]'
         return 0
     preemptions = [s for s in trace["spans"] if s["operationName"] == PREEMPTED]
@@ -208,4 +208,4 @@ def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
     traces = by_request(stack, 5)
     for said in answers:
         (trace,) = traces[said.request_id]
-        assert tree.shape(trace) == WHOLE_TREE
+        assert tree.shape(trace) == f"{WHOLE_TREE}\n  {OFFLINE_ONLY} [vllm-prefill]"

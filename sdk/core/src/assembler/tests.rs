@@ -460,3 +460,28 @@ fn what_a_visit_has_no_room_for_and_no_span_counts_comes_out_at_once() {
     loose.sort();
     assert_eq!(loose, (0..).zip(names).collect::<Vec<_>>());
 }
+
+#[test]
+fn each_preemption_is_a_span_until_the_request_runs_again() {
+    let mut process = Process::new("decode", "10.0.0.3", Scope::Whole);
+    process.at(1, "Enter decode to generate");
+    process.at(2, "Start append running sequece for decode");
+    for (occurrence, start) in [(0, 3), (1, 6), (2, 8)] {
+        process.record(start, "Preempted", false, None, occurrence);
+        // The last time its client has had enough.
+        if occurrence < 2 {
+            process.record(start + 1, "Resumed", false, None, occurrence);
+        }
+    }
+    process.at(9, "Finish decode pickle and start response");
+    assert_eq!(
+        tree(&process.finish()),
+        "\
+Decode 1–9 server
+  Add to need pulling for decode 1–2
+  Send output in decode stage 2–9
+    Preempted in decode stage 3–4
+    Preempted in decode stage 6–7 omnitrace.occurrence=I64(1)
+"
+    );
+}
