@@ -163,7 +163,9 @@ impl Config {
             max_waiting_spans,
             max_waiting_bytes: env
                 .count("OMNITRACE_MEMORY_LIMIT_MIB", 64)
-                .saturating_mul(1 << 20),
+                // The other half is for spans that become lines of the legacy log, and
+                // what the heap keeps between them.
+                .saturating_mul(1 << 19),
             // At 100,000 spans a second, the last 100 ms of one thread.
             queue_bytes: 4 << 20,
             legacy_log: env.choice(

@@ -59,7 +59,7 @@ fn nothing_set_means_the_documented_defaults() {
     );
     assert_eq!(
         (config.max_waiting_bytes, config.legacy_log_max_bytes),
-        (64 << 20, 256 << 20)
+        (32 << 20, 256 << 20)
     );
     assert_eq!(
         config.legacy_log_directory,
@@ -262,7 +262,7 @@ fn table() -> Vec<Row> {
             "OMNITRACE_MEMORY_LIMIT_MIB",
             ("2", "64MiB"),
             "is not a whole number above 0: 64",
-            |c| c.max_waiting_bytes = 2 << 20,
+            |c| c.max_waiting_bytes = 1 << 20,
         ),
     ]
 }
