@@ -227,7 +227,7 @@ class Load:
             "model": "standin",
             "messages": [{"role": "user", "content": f"{number} {SENTENCE * 4}"}],
             # Enough for vLLM to notice that nobody wants the rest.
-            "max_tokens": self.tokens * (4 if number in self.leaves else 1),
+            "max_tokens": self.tokens * (5 if number in self.leaves else 1),
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,

@@ -13,7 +13,7 @@ from whole import OFFLINE_ONLY, WHOLE_TREE
 
 REQUESTS = 100
 LEAVES = frozenset(range(7, REQUESTS, 10))
-TOKENS = 60
+TOKENS = 100
 PREEMPTED = "Preempted in decode stage"
 
 DECODE_EVENTS = [
@@ -91,7 +91,7 @@ def processes(trace: dict[str, Any]) -> set[tuple[str, Any]]:
 
 def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) -> None:
     """Four clients at once, some of whom leave; the decode node has too few blocks."""
-    few = ("--num-gpu-blocks-override", "16", "--max-model-len", "384")
+    few = ("--num-gpu-blocks-override", "21", "--max-model-len", "640")
     stack = Vllm(tmp_path, decode_options=few)
     stacks.append(stack)
     stack.start_receiver()
