@@ -1,7 +1,7 @@
 # make demo    one request traced end to end, on this machine
 # make test    the tests
 # make lint    format, clippy, ruff, types
-# make bench   what a span costs
+# make bench   what a span costs; bench-vllm: what the hooks cost a real vLLM
 # make test-vllm  the vLLM plugin in a real prefill/decode pair
 # make chaos   a million spans through outages of every kind; outage: an hour without a
 #              Collector; interpreters: the tests on every CPython that can be had; miri:
@@ -12,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-vllm lint bench chaos outage interpreters miri module wheel command \
+.PHONY: all demo test test-vllm lint bench bench-vllm chaos outage interpreters miri module wheel command \
     example fmt clean \
     test-rust test-python collector
 
@@ -92,6 +92,7 @@ lint: $(T)/.packages $(T)/.venv $(T)/nginx-debian/Makefile
 	@# Each folder is a program of its own: their conftest modules share a name.
 	$(VENV)/bin/mypy examples/demo/*.py
 	$(VENV)/bin/mypy -p standin
+	$(VENV)/bin/mypy examples/vllm/*.py
 	$(VENV)/bin/mypy -p omnitrace.vllm
 	for folder in tests/*/; do if compgen -G "$$folder*.py" >/dev/null; then \
 	    $(VENV)/bin/mypy $$folder*.py; fi; done
@@ -116,6 +117,12 @@ bench: $(T)/.wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
 	cargo bench --locked -p omnitrace
 	$(PYTHON) tests/bench/python.py
+
+# With what test-vllm has installed.
+bench-vllm: $(T)/.packages command $(T)/.wheel
+	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/vllm/requirements.txt
+	$(PYTHON) tests/vllm/prepare.py $(T)/wheels/*.whl
+	PYTHONPATH=examples/demo $(PYTHON) tests/vllm/cost.py
 
 chaos: $(T)/.packages command $(T)/.wheel collector
 	@[ -x $(T)/peers/otelcol ] || { echo "make chaos builds the Collector and needs Go" >&2; exit 1; }

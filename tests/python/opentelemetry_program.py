@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from program import Program, Result
 
+# What a caller sends.
+SAMPLED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+UNSAMPLED = SAMPLED.removesuffix("1") + "0"
+
 SET_UP = """\
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.trace import (

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2] / "target" / "vllm"
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOT = REPOSITORY / "target" / "vllm"
 PACKAGES = {
     "0.32.0": ("torch==2.13.0", "torchvision==0.28.0"),
 }
@@ -20,32 +21,6 @@ PACKAGES = {
 NIXL = ("nixl==1.5.1", "nixl-cu13==1.5.1")
 WITH_NIXL = "0.32.0"
 _UV = (sys.executable, "-m", "uv")
-
-MODEL = """
-import sys
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-bytes_of = pre_tokenizers.ByteLevel
-tokenizer = Tokenizer(models.BPE(unk_token=None))
-tokenizer.pre_tokenizer = bytes_of(add_prefix_space=False)
-tokenizer.decoder = decoders.ByteLevel()
-lines = ["where does the time of a request go", "from the first byte to the last token"] * 20
-tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
-    vocab_size=1000, special_tokens=["<s>", "</s>"], initial_alphabet=bytes_of.alphabet()))
-fast = PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-fast.chat_template = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\\n{% endfor %}assistant:")
-fast.save_pretrained(sys.argv[1])
-torch.manual_seed(0)
-LlamaForCausalLM(LlamaConfig(
-    vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
-    bos_token_id=0, eos_token_id=1,
-)).to(torch.bfloat16).save_pretrained(sys.argv[1])
-"""
 
 
 def main() -> None:
@@ -62,7 +37,8 @@ def main() -> None:
             (environment / ".done").touch()
         _add(environment, "--reinstall", "--no-deps", wheel)
         if not (ROOT / "model" / "config.json").exists():
-            subprocess.run([python, "-c", MODEL, ROOT / "model"], check=True)
+            maker = REPOSITORY / "examples" / "vllm" / "make_model.py"
+            subprocess.run([python, maker, ROOT / "model"], check=True)
 
 
 def _install(version: str, environment: Path) -> None:

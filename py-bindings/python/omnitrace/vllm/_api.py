@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _omnitrace as omnitrace
@@ -25,40 +24,50 @@ _current: ContextVar[str] = ContextVar("omnitrace_request")
 """The request that a task of the event loop is about."""
 
 # A request's own members, and what OpenTelemetry calls them.
-_ASKED = {
-    "gen_ai.request.model": ("model",),
-    "gen_ai.request.max_tokens": ("max_completion_tokens", "max_tokens"),
-    "gen_ai.request.temperature": ("temperature",),
-    "gen_ai.request.top_p": ("top_p",),
-    "gen_ai.request.stream": ("stream",),
-}
+_ASKED = (
+    ("gen_ai.request.model", "model"),
+    ("gen_ai.request.max_tokens", "max_tokens"),
+    # Its newer name; where a request has both, vLLM takes this one.
+    ("gen_ai.request.max_tokens", "max_completion_tokens"),
+    ("gen_ai.request.temperature", "temperature"),
+    ("gen_ai.request.top_p", "top_p"),
+    ("gen_ai.request.stream", "stream"),
+)
 
-# Of `RequestState` and of `FinishedRequestStats`.
-_STATE = {
-    "gen_ai.usage.input_tokens": "prompt_len",
-    "gen_ai.usage.cache_read.input_tokens": "num_cached_tokens",
-}
-_STATISTICS = {
-    "gen_ai.usage.output_tokens": "num_generation_tokens",
-    "gen_ai.latency.e2e": "e2e_latency",
-    "gen_ai.latency.time_in_queue": "queued_time",
-    "gen_ai.latency.time_in_model_prefill": "prefill_time",
-    "gen_ai.latency.time_in_model_decode": "decode_time",
-    "gen_ai.latency.time_in_model_inference": "inference_time",
-    "omnitrace.preemptions": "num_preemptions",
-}
+# Of `RequestState`, for each prompt.
+_PROMPT = (
+    ("gen_ai.usage.input_tokens", "prompt_len"),
+    ("gen_ai.usage.cache_read.input_tokens", "num_cached_tokens"),
+)
+# Of `FinishedRequestStats`: what adds up, and what the last to finish says.
+_CHOICE = (
+    ("gen_ai.usage.output_tokens", "num_generation_tokens"),
+    ("omnitrace.preemptions", "num_preemptions"),
+)
+_LATENCIES = (
+    ("gen_ai.latency.e2e", "e2e_latency"),
+    ("gen_ai.latency.time_in_queue", "queued_time"),
+    ("gen_ai.latency.time_in_model_prefill", "prefill_time"),
+    ("gen_ai.latency.time_in_model_decode", "decode_time"),
+    ("gen_ai.latency.time_in_model_inference", "inference_time"),
+)
 
 
-@dataclass
 class _Open:
     """A request that has not been answered yet."""
 
-    role: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-    """What its end will say."""
-    is_sent: bool = False
-    tokens: int = 0
-    """Chunks of the answer with tokens; not beyond those that are recorded."""
+    __slots__ = ("attributes", "in_engine", "prompts", "role", "tokens")
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.in_engine: set[str] = set()
+        """Requests to the engine that it is made of, one for each prompt and choice."""
+        self.prompts: set[str] = set()
+        """Those that count already."""
+        self.attributes: dict[str, Any] = {}
+        """What its end will say."""
+        self.tokens = 0
+        """Chunks of the answer with tokens; not beyond those that are recorded."""
 
 
 class Api:
@@ -78,19 +87,20 @@ class Api:
         self._received("cmpl-", "text_completion", request, raw_request)
 
     def _received(self, prefix: str, operation: str, request: Any, raw_request: Any) -> None:
-        request_id = _id(prefix, request, raw_request)
+        headers = _carrier.of_call(raw_request)
+        request_id = _id(prefix, request, headers)
         if request_id is None:
             return
-        if (headers := getattr(raw_request, "headers", None)) is not None:
-            omnitrace.extract(headers, request_id)
+        omnitrace.extract(headers, request_id)
         role = _roles.of_request(request)
         _make_room(self._open)
         self._open[request_id] = _Open(role)
         _current.set(request_id)
         attributes: dict[str, Any] = {"gen_ai.operation.name": operation}
-        for name, members in _ASKED.items():
-            given = (getattr(request, member, None) for member in members)
-            if (value := next((v for v in given if v is not None), None)) is not None:
+        # pydantic warns whoever asks it for max_tokens.
+        members = vars(request)
+        for name, member in _ASKED:
+            if (value := members.get(member)) is not None:
                 attributes[name] = value
         omnitrace.action(RECEIVED[role], request_id, attributes)
 
@@ -102,14 +112,17 @@ class Api:
 
     def chat_answered(self, request: Any, raw_request: Any, result: Any) -> None:
         """The answer to a chat request, or what will stream it."""
-        self._answered(_id("chatcmpl-", request, raw_request), result)
+        self._answered("chatcmpl-", request, raw_request, result)
 
     def completion_answered(self, request: Any, raw_request: Any, result: Any) -> None:
         """The answer to a completion request, or what will stream it."""
-        self._answered(_id("cmpl-", request, raw_request), result)
+        self._answered("cmpl-", request, raw_request, result)
 
-    def _answered(self, request_id: str | None, result: Any) -> None:
-        if request_id is None or hasattr(result, "__anext__"):
+    def _answered(self, prefix: str, request: Any, raw_request: Any, result: Any) -> None:
+        if hasattr(result, "__anext__"):
+            return
+        request_id = _id(prefix, request, _carrier.of_call(raw_request))
+        if request_id is None:
             return
         if isinstance(result, BaseException):
             self.fails(request_id, result)
@@ -121,11 +134,11 @@ class Api:
     def sent(self, request: Any) -> None:
         """A request leaves for the engine, where it has an id of its own."""
         request_id = self._received_as(_external_id(request))
-        open = self._open.get(request_id)
-        # Of several prompts the first.
-        if open is not None and not open.is_sent:
-            open.is_sent = True
-            omnitrace.action(SENT[open.role], request_id)
+        if (open := self._open.get(request_id)) is not None:
+            # Of several prompts the first.
+            if not open.in_engine and not open.prompts:
+                omnitrace.action(SENT[open.role], request_id)
+            open.in_engine.add(request.request_id)
         _carrier.put(request, request_id)
 
     def outputs(self, outputs: Any) -> None:
@@ -139,7 +152,8 @@ class Api:
     def finished(self, state: Any, reason: Any, statistics: Any) -> None:
         """The engine is done with a request: what it has taken."""
         engine = self._engines.pop(state.request_id, None)
-        request_id = self._received_as(_external_id(state))
+        prompt = _external_id(state)
+        request_id = self._received_as(prompt)
         open = self._open.get(request_id)
         if open is None:
             return
@@ -147,11 +161,17 @@ class Api:
         if engine is not None:
             attributes["omnitrace.engine.rank"] = engine
         if reason is not None:
-            attributes["gen_ai.response.finish_reasons"] = [str(reason)]
-        _copy(_STATE, state, attributes)
+            attributes.setdefault("gen_ai.response.finish_reasons", []).append(str(reason))
+        if prompt not in open.prompts:
+            # All its choices have read it once.
+            open.prompts.add(prompt)
+            _add(_PROMPT, state, attributes)
         if done := getattr(statistics, "finished_requests", None):
-            _copy(_STATISTICS, done[-1], attributes)
-        if open.role == _roles.PREFILL:
+            _add(_CHOICE, done[-1], attributes)
+            for name, member in _LATENCIES:
+                attributes[name] = getattr(done[-1], member, None)
+        open.in_engine.discard(state.request_id)
+        if open.role == _roles.PREFILL and not open.in_engine:
             self.ends(request_id)
 
     def _received_as(self, request_id: str) -> str:
@@ -195,9 +215,8 @@ def _make_room(requests: dict[str, Any]) -> None:
         requests.pop(next(iter(requests)))
 
 
-def _id(prefix: str, request: Any, raw_request: Any) -> str | None:
+def _id(prefix: str, request: Any, headers: Mapping[str, str]) -> str | None:
     """The id that vLLM will give a request: the client's own, else one that it has."""
-    headers: Mapping[str, str] = getattr(raw_request, "headers", None) or {}
     base = headers.get("x-request-id") or getattr(request, "request_id", None)
     return f"{prefix}{base}" if base else None
 
@@ -216,7 +235,7 @@ def _error(result: Any) -> str | None:
     return str(getattr(error, "type", None) or "ErrorResponse")
 
 
-def _copy(names: Mapping[str, str], of: Any, to: dict[str, Any]) -> None:
-    for name, member in names.items():
+def _add(names: Iterable[tuple[str, str]], of: Any, to: dict[str, Any]) -> None:
+    for name, member in names:
         if (value := getattr(of, member, None)) is not None:
-            to[name] = value
+            to[name] = to.get(name, 0) + value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from ._actions import (
     TRY_TO_SCHEDULE,
 )
 
+_MOST = 100_000
+"""Requests that are kept in mind: one that the engine refuses is never freed."""
+
 
 class _Request:
     """How far a request is: each stage is recorded once."""
@@ -38,7 +42,6 @@ class _Request:
         "pulls",
         "refused",
         "role",
-        "sent",
         "waits",
     )
 
@@ -47,7 +50,7 @@ class _Request:
         self.pulls: dict[str, int] = {}
         """How much another node, or a store, has for it."""
         self.waits = self.refused = self.has_blocks = False
-        self.is_running = self.executing = self.sent = False
+        self.is_running = self.executing = False
         self.preemptions = 0
 
 
@@ -92,6 +95,8 @@ class Engine:
         """Not yet offered to the scheduler."""
         self._computing: set[str] = set()
         """Their prompts are being computed."""
+        self._silent: set[str] = set()
+        """They have not put anything out."""
         self._pulling: list[str] = []
         """Workers are about to fetch their blocks."""
         self._preempted: set[str] = set()
@@ -115,6 +120,10 @@ class Engine:
             return
         _carrier.take(request, request_id)
         role = _roles.of_request(request)
+        if len(self._requests) >= _MOST:
+            # The engine's other thread may change them at the same time.
+            with contextlib.suppress(RuntimeError):
+                self._requests.pop(next(iter(self._requests)), None)
         self._requests[request_id] = _Request(role)
         omnitrace.action(ENGINE_RECEIVED[role], request_id)
 
@@ -131,6 +140,7 @@ class Engine:
         if known.role == _roles.PREFILL:
             omnitrace.action(PREFILL_WAITING, request_id)
         self._new.append(request_id)
+        self._silent.add(request_id)
 
     def scheduling(self) -> None:
         """The scheduler begins to choose what the next step computes."""
@@ -139,10 +149,13 @@ class Engine:
                 self._requests.pop(request_id, None)
                 self._computing.discard(request_id)
                 self._preempted.discard(request_id)
+                self._silent.discard(request_id)
             self._gone.clear()
         if self._new:
             for request_id in self._new:
-                omnitrace.action(TRY_TO_SCHEDULE, request_id)
+                # One whose client has gone by now is not offered.
+                if request_id in self._requests:
+                    omnitrace.action(TRY_TO_SCHEDULE, request_id)
             self._new.clear()
 
     def blocks(self, request: Any, blocks: Any) -> None:
@@ -225,16 +238,18 @@ class Engine:
 
     def outputs(self, outputs: Any) -> None:
         """Outputs are about to leave; the first of a request has its trace with it."""
+        if not self._silent:
+            return
         of_clients: Iterable[Any] = outputs.values() if isinstance(outputs, dict) else (outputs,)
         for of_client in of_clients:
             for output in of_client.outputs:
-                known = self._requests.get(output.request_id)
-                if known is None or known.sent:
-                    continue
-                known.sent = True
-                if known.role == _roles.PREFILL:
-                    omnitrace.action(PREFILL_SEND, output.request_id)
-                _carrier.put(output, output.request_id)
+                request_id = output.request_id
+                if request_id in self._silent:
+                    self._silent.discard(request_id)
+                    known = self._requests.get(request_id)
+                    if known is not None and known.role == _roles.PREFILL:
+                        omnitrace.action(PREFILL_SEND, request_id)
+                    _carrier.put(output, request_id)
 
     def needs_pull(self, request: Any, external_tokens: int | None) -> None:
         """Blocks are allocated for what another node, or a store, has computed."""
@@ -290,6 +305,6 @@ def _carriers(request_ids: Iterable[str]) -> tuple[int, dict[str, dict[str, str]
 def _take(message: Any) -> None:
     """Takes it out of a message, which may be from this process."""
     process, carriers = getattr(message, "omnitrace", None) or (0, {})
-    if process != os.getpid():
+    if carriers and process != os.getpid():
         for request_id, carrier in carriers.items():
             omnitrace.extract(carrier, request_id)

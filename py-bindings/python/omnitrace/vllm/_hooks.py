@@ -48,7 +48,7 @@ _KEYS = frozenset(
         "optional",
     ]
 )
-_ROLES = frozenset({"prefill", "decode", "serve"})
+ANY_ROLE = frozenset({"prefill", "decode", "serve"})
 
 
 class HookError(ValueError):
@@ -72,7 +72,7 @@ class Hook:
     request: str = ""
     request_id: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
-    roles: frozenset[str] = _ROLES
+    roles: frozenset[str] = ANY_ROLE
     on_result: str = ""
     optional: bool = False
 
@@ -122,10 +122,10 @@ def _hook(origin: str, entry: Any, stages: Mapping[str, Any]) -> Hook:
         raise wrong(f"{do} takes {', '.join(signature(stages[do]).parameters)}, see {min(missing)}")
     if action and not (entry.get("request") or entry.get("request_id")):
         raise wrong("needs the path of the request or of its request_id")
-    roles = entry.get("role", list(_ROLES))
+    roles = entry.get("role", ANY_ROLE)
     roles = frozenset([roles] if isinstance(roles, str) else roles)
-    if not roles <= _ROLES:
-        raise wrong(f"role is not {', '.join(sorted(_ROLES))}")
+    if not roles <= ANY_ROLE:
+        raise wrong(f"role is not {', '.join(sorted(ANY_ROLE))}")
     attributes, arguments = entry.get("attributes") or {}, entry.get("with") or {}
     try:
         for path in (*attributes.values(), *arguments.values()):

@@ -15,9 +15,11 @@ from typing import Any
 
 Getter = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 """Reads something of a call: its arguments by position and by name, its result."""
+Get = Callable[[Any], Any]
+"""Reads something of a value."""
 
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\|[A-Za-z_]\w*)*(?:\.[A-Za-z_]\w*|\[[\w-]*\])*")
-_STEP = re.compile(r"\.(?P<attribute>\w+)|\[(?P<key>[\w-]+)\]|(?P<each>\[\])")
+_STEP = re.compile(r"\.(?P<attribute>\w+)|\[(?P<key>[\w-]+)\]")
 
 
 class PathError(ValueError):
@@ -35,11 +37,11 @@ def getter(path: str, parameters: Sequence[str]) -> Getter:
     check(path)
     name = re.match(r"[\w|]+", path)
     assert name
-    root, rest = name[0], path[name.end() :]
-    read = _root(root, parameters)
-    for step in _STEP.finditer(rest):
-        read = _step(read, step)
-    return read
+    root = _root(name[0], parameters)
+    get = _onwards(path[name.end() :])
+    if get is None:
+        return root
+    return lambda args, kwargs, result: get(root(args, kwargs, result))
 
 
 def _root(name: str, parameters: Sequence[str]) -> Getter:
@@ -50,46 +52,36 @@ def _root(name: str, parameters: Sequence[str]) -> Getter:
         raise PathError(f'"{name}" is none of its parameters: {", ".join(parameters)}')
     name = there[0]
     at = parameters.index(name)
+    return lambda args, kwargs, result: args[at] if at < len(args) else kwargs.get(name)
 
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        return args[at] if at < len(args) else kwargs.get(name)
+
+def _onwards(steps: str) -> Get | None:
+    """Goes on from a value, or from None; None if there is nowhere to go."""
+    before, each, after = steps.partition("[]")
+    get: Get | None = None
+    for step in _STEP.finditer(before):
+        next_one = _key(step["key"]) if step["key"] else _attribute(step["attribute"])
+        get = next_one if get is None else _then(get, next_one)
+    return _each(get, _onwards(after)) if each else get
+
+
+def _attribute(name: str) -> Get:
+    return lambda value: getattr(value, name, None)
+
+
+def _key(key: str) -> Get:
+    return lambda value: None if value is None else value.get(key)
+
+
+def _then(first: Get, second: Get) -> Get:
+    return lambda value: second(first(value))
+
+
+def _each(items: Get | None, get: Get | None) -> Get:
+    def read(value: Any) -> list[Any]:
+        found = (value if items is None else items(value)) or ()
+        if get is not None:
+            found = [get(item) for item in found]
+        return [item for item in found if item is not None]
 
     return read
-
-
-def _step(before: Getter, step: re.Match[str]) -> Getter:
-    if step["each"]:
-
-        def each(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-            return before(args, kwargs, result) or ()
-
-        # What follows is asked of each item.
-        return _Each(each)
-    if (attribute := step["attribute"]) is not None:
-        return _then(before, lambda value: getattr(value, attribute, None))
-    key = step["key"]
-    return _then(before, lambda value: value.get(key))
-
-
-def _then(before: Getter, get: Callable[[Any], Any]) -> Getter:
-    if isinstance(before, _Each):
-        items, inner = before.items, before.get
-        return _Each(items, lambda item: None if (one := inner(item)) is None else get(one))
-
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        value = before(args, kwargs, result)
-        return None if value is None else get(value)
-
-    return read
-
-
-class _Each:
-    """Reads a list."""
-
-    def __init__(self, items: Getter, get: Callable[[Any], Any] = lambda item: item) -> None:
-        self.items = items
-        self.get = get
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[Any]:
-        found = (self.get(item) for item in self.items(args, kwargs, result))
-        return [value for value in found if value is not None]

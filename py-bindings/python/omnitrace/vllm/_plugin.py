@@ -9,17 +9,17 @@ import multiprocessing
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .. import _omnitrace as omnitrace
 from . import _legacy_namelist, _paths, _roles, _steps
-from ._hooks import Hook, HookError, load
+from ._hooks import ANY_ROLE, Hook, HookError, load
 from ._imports import when_loaded
 from ._stages import STAGES, steps
-from ._wrap import Bound, wrap
+from ._wrap import Bound, Fire, wrap
 
 logger = logging.getLogger("omnitrace")
 
@@ -154,20 +154,28 @@ def _bind(hook: Hook, target: str, parameters: list[str]) -> Bound:
     return Bound("exit" if hook.on_result else hook.at, hook.nth, label, fire)
 
 
-def _fire(hook: Hook, parameters: list[str]) -> Callable[..., object]:
-    if hook.do:
-        stage = STAGES[hook.do]
-        # In the order of the stage's own parameters.
-        names = inspect.signature(stage).parameters
-        getters = [_paths.getter(hook.arguments[name], parameters) for name in names]
-        if len(getters) == 1:
-            (get,) = getters
-            return lambda args, kwargs, result: stage(get(args, kwargs, result))
-        return lambda args, kwargs, result: stage(*[g(args, kwargs, result) for g in getters])
-    return _action(hook, parameters)
+def _fire(hook: Hook, parameters: list[str]) -> Fire:
+    if not hook.do:
+        return _action(hook, parameters)
+    stage = STAGES[hook.do]
+    # In the order of the stage's own parameters.
+    names = inspect.signature(stage).parameters
+    getters = [_paths.getter(hook.arguments[name], parameters) for name in names]
+    # Stages are called in each step of the engine: no list is made for their arguments.
+    if not getters:
+        return lambda args, kwargs, result: stage()
+    first, *more = getters
+    if not more:
+        return lambda args, kwargs, result: stage(first(args, kwargs, result))
+    if len(more) == 1:
+        (second,) = more
+        return lambda args, kwargs, result: stage(
+            first(args, kwargs, result), second(args, kwargs, result)
+        )
+    return lambda args, kwargs, result: stage(*[get(args, kwargs, result) for get in getters])
 
 
-def _action(hook: Hook, parameters: list[str]) -> Callable[..., object]:
+def _action(hook: Hook, parameters: list[str]) -> Fire:
     action, roles = hook.action, hook.roles
     by_path = {name: _paths.getter(path, parameters) for name, path in hook.attributes.items()}
     request = _paths.getter(hook.request, parameters) if hook.request else None
@@ -175,9 +183,10 @@ def _action(hook: Hook, parameters: list[str]) -> Callable[..., object]:
     request_id = _paths.getter(id_path, parameters)
 
     def record(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        of = request(args, kwargs, result) if request else None
-        if _roles.of_request(of) not in roles:
-            return
+        if roles is not ANY_ROLE:
+            of = request(args, kwargs, result) if request else None
+            if _roles.of_request(of) not in roles:
+                return
         ids = request_id(args, kwargs, result)
         attributes = None
         if by_path:
@@ -190,7 +199,7 @@ def _action(hook: Hook, parameters: list[str]) -> Callable[..., object]:
     return record
 
 
-def _on_result(hook: Hook, target: str) -> Callable[..., object]:
+def _on_result(hook: Hook, target: str) -> Fire:
     """Hooks a method of what the target returns, which may be of any class."""
     inner = Hook(
         targets=hook.targets,

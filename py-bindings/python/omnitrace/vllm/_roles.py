@@ -16,8 +16,15 @@ PREFILL, DECODE, SERVE = "prefill", "decode", "serve"
 _BY_KV_ROLE = {"kv_producer": PREFILL, "kv_consumer": DECODE}
 
 
+_learnt: str | None = None
+
+
 def of_process() -> str:
     """The role of this process."""
+    return _learnt or _of_environment()
+
+
+def _of_environment() -> str:
     role = os.environ.get("ROLE", "").strip()
     return role if role in {PREFILL, DECODE} else SERVE
 
@@ -27,11 +34,13 @@ def learn(vllm_config: Any) -> None:
 
     It is left in ROLE: engine and workers are told so, whichever way they are started.
     """
-    if os.environ.get("ROLE", "").strip():
-        return
-    transfer = getattr(vllm_config, "kv_transfer_config", None)
-    kv_role = getattr(transfer, "kv_role", None)
-    os.environ["ROLE"] = _BY_KV_ROLE.get(str(kv_role), SERVE)
+    global _learnt
+    if not os.environ.get("ROLE", "").strip():
+        transfer = getattr(vllm_config, "kv_transfer_config", None)
+        kv_role = getattr(transfer, "kv_role", None)
+        os.environ["ROLE"] = _BY_KV_ROLE.get(str(kv_role), SERVE)
+    # It is asked for with each request, and to read the environment takes long.
+    _learnt = _of_environment()
 
 
 def of_request(request: Any) -> str:

@@ -31,16 +31,22 @@ class Bound:
         self.label = label
         self.fire = fire
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        try:
-            self.fire(args, kwargs, result)
-        except Exception:
-            logger.exception("%s failed and is not called again; vLLM is not affected", self.label)
-            self.fire = _nothing
+    def fails(self) -> None:
+        """To be called while its exception is handled."""
+        logger.exception("%s failed and is not called again; vLLM is not affected", self.label)
+        self.fire = _nothing
 
 
 def _nothing(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     pass
+
+
+def _fire(hooks: Sequence[Bound], args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> None:
+    for hook in hooks:
+        try:
+            hook.fire(args, kwargs, of)
+        except Exception:
+            hook.fails()
 
 
 def wrap(function: Callable[..., Any], hooks: Sequence[Bound]) -> Callable[..., Any]:
@@ -62,34 +68,45 @@ def _plain(
     leave: Sequence[Bound],
     error: Sequence[Bound],
 ) -> Callable[..., Any]:
-    if not error and not leave:
-        (first, *more) = entry
+    # The usual one hook is called without a detour.
+    if len(entry) == 1 and not leave and not error:
+        (first,) = entry
 
-        # The most usual one, and called most often.
         @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            first(args, kwargs, None)
-            for hook in more:
-                hook(args, kwargs, None)
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            try:
+                first.fire(args, kwargs, None)
+            except Exception:
+                first.fails()
             return function(*args, **kwargs)
 
-        return wrapped
+        return entered
+    if len(leave) == 1 and not entry and not error:
+        (last,) = leave
+
+        @functools.wraps(function)
+        def left(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            try:
+                last.fire(args, kwargs, result)
+            except Exception:
+                last.fails()
+            return result
+
+        return left
 
     @functools.wraps(function)
-    def wrapped_whole(*args: Any, **kwargs: Any) -> Any:
-        for hook in entry:
-            hook(args, kwargs, None)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        _fire(entry, args, kwargs, None)
         try:
             result = function(*args, **kwargs)
         except BaseException as reason:
-            for hook in error:
-                hook(args, kwargs, reason)
+            _fire(error, args, kwargs, reason)
             raise
-        for hook in leave:
-            hook(args, kwargs, result)
+        _fire(leave, args, kwargs, result)
         return result
 
-    return wrapped_whole
+    return wrapped
 
 
 def _coroutine(
@@ -100,16 +117,13 @@ def _coroutine(
 ) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
-        for hook in entry:
-            hook(args, kwargs, None)
+        _fire(entry, args, kwargs, None)
         try:
             result = await function(*args, **kwargs)
         except BaseException as reason:
-            for hook in error:
-                hook(args, kwargs, reason)
+            _fire(error, args, kwargs, reason)
             raise
-        for hook in leave:
-            hook(args, kwargs, result)
+        _fire(leave, args, kwargs, result)
         return result
 
     return wrapped
@@ -122,30 +136,31 @@ def _async_generator(
     error: Sequence[Bound],
     yields: Sequence[Bound],
 ) -> Callable[..., Any]:
-    last = max((hook.nth for hook in yields), default=0)
+    by_number = {hook.nth: [h for h in yields if h.nth == hook.nth] for hook in yields}
+    last = max(by_number, default=0)
 
     @functools.wraps(function)
     async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        for hook in entry:
-            hook(args, kwargs, None)
+        _fire(entry, args, kwargs, None)
         items = function(*args, **kwargs)
         count = 0
         try:
-            async for item in items:
-                if count < last:
+            if last:
+                async for item in items:
                     count += 1
-                    for hook in yields:
-                        if hook.nth == count:
-                            hook(args, kwargs, item)
+                    _fire(by_number.get(count, ()), args, kwargs, item)
+                    yield item
+                    if count == last:
+                        break
+            # All that follow are only passed on.
+            async for item in items:
                 yield item
         except BaseException as reason:
             # Also GeneratorExit: nobody wants the rest. What it holds is let go now, as
             # without us.
             await items.aclose()
-            for hook in error:
-                hook(args, kwargs, reason)
+            _fire(error, args, kwargs, reason)
             raise
-        for hook in leave:
-            hook(args, kwargs, None)
+        _fire(leave, args, kwargs, None)
 
     return wrapped

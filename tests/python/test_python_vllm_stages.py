@@ -1,0 +1,563 @@
+"""`omnitrace.vllm`'s stages, with stand-ins for vLLM's own objects: what is recorded of a
+request. `make test-vllm` has the real ones."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from program import Program
+from sink import Sink, Span
+from vllm_program import TRACEPARENT, actions, recorded, run
+
+# What a client of 4 tokens has asked for, and what it has got.
+ASKED = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.request.model": "tiny",
+    "gen_ai.request.max_tokens": 4,
+}
+LATENCIES = {
+    "gen_ai.latency.e2e": 2.0,
+    "gen_ai.latency.time_in_queue": 0.25,
+    "gen_ai.latency.time_in_model_prefill": 0.5,
+    "gen_ai.latency.time_in_model_decode": 1.0,
+    "gen_ai.latency.time_in_model_inference": 1.5,
+}
+USED = {
+    "gen_ai.response.finish_reasons": ["length"],
+    "gen_ai.usage.input_tokens": 7,
+    "gen_ai.usage.cache_read.input_tokens": 3,
+    "gen_ai.usage.output_tokens": 4,
+    "omnitrace.preemptions": 1,
+    **LATENCIES,
+}
+RECEIVED, FINISHED = "Enter decode to generate", "Finish decode pickle and start response"
+SENT = "Decode request sent to engine"
+PREFILL_RECEIVED = "PD api server get request"
+PREFILL_FINISHED = "Finish prefill pickle and start response"
+
+
+def the(spans: list[Span], name: str) -> Span:
+    (span,) = [span for span in spans if span.name == name]
+    return span
+
+
+# ---- the API process
+
+
+def test_a_chat_says_what_was_asked_for_and_what_it_took_and_nothing_of_its_text(
+    program: Program, sink: Sink
+) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        request = chat(max_completion_tokens=None, max_tokens=4, temperature=0.0, top_p=1.0,
+                       stream=True)
+        api.chat_received(request, raw("a", traceparent=sys.argv[1]))
+        async def stream(): yield
+        api.chat_answered(request, raw("a"), stream())
+        api.finished(state("chatcmpl-a", cached=3), "length", statistics(9, 4, preemptions=1))
+        api.ends("chatcmpl-a")
+        api.ends("chatcmpl-a")
+        api.fails("chatcmpl-a", GeneratorExit())
+        """,
+        TRACEPARENT,
+    )
+    asked = {
+        **ASKED,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.request.stream": True,
+    }
+    assert recorded(result) == [(RECEIVED, "a", asked), (FINISHED, "a", USED)]
+    decode = the(sink.spans, "Decode")
+    own = {"gen_ai.request.id": "a", "omnitrace.role": "decode"}
+    assert decode.attributes == {**own, **asked, **USED}
+    assert (decode.kind, decode.status) == ("SERVER", "UNSET")
+    assert f"00-{decode.trace_id}-{decode.parent_id}-01" == TRACEPARENT
+
+
+def test_the_span_of_a_request_says_how_it_ended(program: Program, sink: Sink) -> None:
+    run(
+        program,
+        """
+        api = Api()
+        for name in "cancelled", "left", "aborted", "refused", "broken", "whole":
+            api.chat_received(chat(max_tokens=4), raw(name))
+        api.chat_answered(chat(), raw("cancelled"), asyncio.CancelledError())
+        # The client goes in the middle of the stream: the engine says so, or the generator.
+        api.fails("chatcmpl-left", GeneratorExit())
+        api.finished(state("chatcmpl-aborted", cached=3), "abort", statistics(4, preemptions=1))
+        api.fails("chatcmpl-aborted", asyncio.CancelledError())
+        api.chat_answered(chat(), raw("refused"), ErrorResponse("BadRequestError"))
+        api.chat_answered(chat(), raw("broken"), KeyError("secret"))
+        api.finished(state("chatcmpl-whole", cached=3), "length", statistics(4, preemptions=1))
+        api.chat_answered(chat(), raw("whole"), Thing(choices=["secret"]))
+        """,
+    )
+    aborted = {"omnitrace.aborted": True, "gen_ai.response.finish_reasons": ["abort"]}
+    ends: dict[str, tuple[str, dict[str, Any]]] = {
+        "cancelled": ("UNSET", aborted),
+        "left": ("UNSET", aborted),
+        "aborted": ("UNSET", {**USED, **aborted}),
+        "refused": ("ERROR", {"error.type": "BadRequestError"}),
+        "broken": ("ERROR", {"error.type": "KeyError"}),
+        "whole": ("UNSET", USED),
+    }
+    assert {s.attributes["gen_ai.request.id"]: (s.status, s.attributes) for s in sink.spans} == {
+        name: (status, {"gen_ai.request.id": name, "omnitrace.role": "decode", **ASKED, **more})
+        for name, (status, more) in ends.items()
+    }
+    assert not any("secret" in str(vars(span)) for span in sink.spans)
+
+
+def test_several_prompts_and_several_choices_are_one_request(program: Program) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        api.completion_received(chat(request_id="x", max_tokens=4), None)
+        api.chat_received(chat(max_tokens=4), raw("n"))
+        prompts = [of_engine(f"cmpl-x-{i}") for i in range(2)]
+        choices = [of_engine("chatcmpl-n", before=f"{i}_") for i in range(2)]
+        for each in prompts + choices:
+            api.sent(each)
+        say([each.trace_headers["omnitrace-request-id"] for each in prompts + choices])
+        api.finished(state("cmpl-x-0", 7), "length", statistics(4, preemptions=1))
+        api.finished(state("cmpl-x-1", 5), "stop", statistics(2, preemptions=2))
+        api.completion_answered(chat(request_id="x"), None, Thing())
+        api.finished(state("chatcmpl-n", 7, before="0_"), "length", statistics(4))
+        api.finished(state("chatcmpl-n", 7, before="1_"), "stop", statistics(2))
+        api.ends("chatcmpl-n")
+        """,
+    )
+    assert result.said == [["x", "x", "n", "n"]]
+    used = {"gen_ai.response.finish_reasons": ["length", "stop"], **LATENCIES}
+    output = {"gen_ai.usage.output_tokens": 6}
+    assert recorded(result) == [
+        (RECEIVED, "x", {**ASKED, "gen_ai.operation.name": "text_completion"}),
+        (RECEIVED, "n", ASKED),
+        # With the first of them.
+        (SENT, "x", {}),
+        (SENT, "n", {}),
+        (
+            FINISHED,
+            "x",
+            {**used, **output, "gen_ai.usage.input_tokens": 12, "omnitrace.preemptions": 3},
+        ),
+        # A prompt is read once for all its choices.
+        (
+            FINISHED,
+            "n",
+            {**used, **output, "gen_ai.usage.input_tokens": 7, "omnitrace.preemptions": 0},
+        ),
+    ]
+
+
+def test_the_first_chunks_with_tokens_are_recorded_and_no_others(program: Program) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        token = 'data: {"id":"x","choices":[{"delta":{"content":"."}}]}'
+        streams = {
+            "short": [token, 'data: {"id":"x","choices":[],"usage":{}}', "data: [DONE]"],
+            "cut": [token, token, 'data: {"error":{"type":"x"}}', "data: [DONE]"],
+            "long": [token] * 5,
+        }
+        for name, chunks in streams.items():
+            api.chat_received(chat(), raw(name))
+            for chunk in chunks:
+                api.streams(f"chatcmpl-{name}", chunk)
+        api.streams("chatcmpl-unknown", token)
+        """,
+    )
+    tokens = [f"{each} decode output token" for each in ("First", "Second", "Third")]
+    assert [each for each in actions(result) if each[0] != RECEIVED] == [
+        (tokens[0], "short"),
+        *[(name, "cut") for name in tokens[:2]],
+        *[(name, "long") for name in tokens],
+    ]
+
+
+def test_tokens_are_those_of_the_tasks_own_request(program: Program, sink: Sink) -> None:
+    run(
+        program,
+        """
+        api = Api()
+        async def serve(name, first, then):
+            api.chat_received(chat(), raw(name))
+            first.set()
+            await then.wait()
+            api.tokenized()
+            request = of_engine(f"chatcmpl-{name}")
+            api.sent(request)
+            carried = Thing(request_id=request.request_id, trace_headers=request.trace_headers)
+            api.outputs(Thing(outputs=[carried], engine_index=3))
+            api.finished(state(f"chatcmpl-{name}"), "stop", statistics(1))
+            api.ends(f"chatcmpl-{name}")
+        async def both():
+            a, b = asyncio.Event(), asyncio.Event()
+            await asyncio.gather(serve("a", a, b), serve("b", b, a))
+        asyncio.run(both())
+        api.tokenized()
+        """,
+    )
+    found = {
+        span.attributes["gen_ai.request.id"]: (
+            [event.name for event in span.events],
+            span.attributes["omnitrace.engine.rank"],
+        )
+        for span in sink.spans
+        if span.name == "Decode"
+    }
+    assert found == dict.fromkeys("ab", (["Decode request tokenized", SENT], 3))
+
+
+def test_a_prefill_nodes_request_ends_when_the_engine_is_done_with_all_its_prompts(
+    program: Program,
+) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        request = chat(max_tokens=1, kv_transfer_params={"do_remote_decode": True})
+        api.completion_received(request, raw("p"))
+        for i in range(2):
+            request_of_one = of_engine(f"cmpl-p-{i}")
+            # A client that is made of another passes it on.
+            api.sent(request_of_one)
+            api.sent(request_of_one)
+        for i in range(2):
+            action(f"before {i}", "p")
+            api.finished(state(f"cmpl-p-{i}"), "length", statistics(1))
+        action("after", "p")
+        api.completion_answered(request, raw("p"), Thing())
+        """,
+    )
+    asked = {
+        **ASKED,
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.request.max_tokens": 1,
+    }
+    used = {
+        "gen_ai.response.finish_reasons": ["length", "length"],
+        "gen_ai.usage.input_tokens": 14,
+        "gen_ai.usage.output_tokens": 2,
+        "omnitrace.preemptions": 0,
+        **LATENCIES,
+    }
+    assert recorded(result) == [
+        (PREFILL_RECEIVED, "p", asked),
+        ("Prefill request sent to engine", "p", {}),
+        ("before 0", "p", {}),
+        ("before 1", "p", {}),
+        (PREFILL_FINISHED, "p", used),
+        ("after", "p", {}),
+    ]
+
+
+def test_requests_whose_end_nobody_sees_are_forgotten_beyond_the_limit(program: Program) -> None:
+    result = run(
+        program,
+        """
+        _api._MOST = _engine._MOST = 2
+        api, engine = Api(), Engine()
+        for name in "a", "b", "c":
+            api.chat_received(chat(), raw(name))
+            engine.arrives(of_engine(name))
+        for name in "a", "b", "c":
+            api.ends(f"chatcmpl-{name}")
+            engine.outputs(made(f"{name}-1a2b3c4d"))
+        say([len(api._open), len(engine._requests)])
+        """,
+    )
+    assert result.said == [[0, 2]]
+    assert [of for name, of in actions(result) if name == FINISHED] == ["b", "c"]
+
+
+def test_what_has_no_id_or_is_not_known_is_left_alone(program: Program, sink: Sink) -> None:
+    result = run(
+        program,
+        """
+        api, engine = Api(), Engine()
+        api.chat_received(chat(request_id=None), Thing(headers={}))
+        api.chat_answered(chat(request_id=None), None, Thing())
+        api.finished(state("chatcmpl-a"), "length", statistics(4))
+        api.ends("chatcmpl-a")
+        api.outputs(Thing())
+        unknown = made("a")
+        engine.outputs(unknown)
+        engine.blocks(of_engine("a"), [1])
+        engine.needs_pull(of_engine("a"), 4)
+        engine.executing(step("a"))
+        engine.executed(Thing(requests={}), step("a"), None)
+        engine.transfers(Thing(finished_recving={"a"}, finished_sending={"a"}))
+        engine.transfers(None)
+        engine.step_arrives(step("a"))
+        engine.step_leaves(None)
+        engine.freed(of_engine("a"))
+        engine.scheduling()
+        say([unknown.outputs[0].trace_headers, stats()["events"]])
+        """,
+    )
+    assert result.said == [[None, 0]] and recorded(result) == [] and sink.spans == []
+
+
+# ---- the engine
+
+PREFILL = """
+engine = Engine()
+first, second = of_engine("a"), of_engine("b")
+ids = [first.request_id, second.request_id]
+for request in first, second:
+    engine.arrives(request)
+    engine.arrives(request)
+    # A scheduler that is made of another passes it on.
+    engine.waits(request)
+    engine.waits(request)
+engine.scheduling()
+for _ in range(2):
+    engine.blocks(first, [1])
+    engine.blocks(second, None)
+chosen = step(ids[0])
+engine.scheduled(chosen)
+engine.executing(chosen)
+# A prompt of two steps.
+for computed in 4, 7:
+    first.num_computed_tokens, first.num_prompt_tokens = computed, 7
+    engine.executed(Thing(requests={ids[0]: first}), step(running=ids[:1]), None)
+    engine.scheduling()
+for _ in range(2):
+    engine.outputs({0: made(ids[0])})
+engine.blocks(second, [1])
+chosen = step(ids[1], running=ids[:1])
+engine.scheduled(chosen)
+engine.executing(chosen)
+"""
+
+
+def test_a_prefill_node_records_each_stage_once_and_refused_blocks(program: Program) -> None:
+    result = run(program, PREFILL, ROLE="prefill")
+    chosen = {
+        "omnitrace.engine.step": 1,
+        "omnitrace.engine.batch_size": 1,
+        "omnitrace.engine.scheduled_tokens": 4,
+    }
+    again = {
+        "omnitrace.engine.step": 2,
+        "omnitrace.engine.batch_size": 2,
+        "omnitrace.engine.scheduled_tokens": 8,
+    }
+    assert recorded(result) == [
+        ("Start process request in prefill engine", "a-1a2b3c4d", {}),
+        ("Prefill add waiting queue", "a-1a2b3c4d", {}),
+        ("Start process request in prefill engine", "b-1a2b3c4d", {}),
+        ("Prefill add waiting queue", "b-1a2b3c4d", {}),
+        ("try to schedule in waiting queue", "a-1a2b3c4d", {}),
+        ("try to schedule in waiting queue", "b-1a2b3c4d", {}),
+        ("Prefill get new_blocks", "a-1a2b3c4d", {}),
+        ("fail to add result of kv insufficient", "b-1a2b3c4d", {}),
+        ("success add to seq groups", "a-1a2b3c4d", {}),
+        ("Prefill start execute_model", "a-1a2b3c4d", chosen),
+        ("Prefill done execute_model", "a-1a2b3c4d", {}),
+        ("Start to send output in prefill stage", "a-1a2b3c4d", {}),
+        ("Prefill get new_blocks", "b-1a2b3c4d", {}),
+        ("success add to seq groups", "b-1a2b3c4d", {}),
+        ("Prefill start execute_model", "b-1a2b3c4d", again),
+    ]
+
+
+@pytest.mark.parametrize("role", ["decode", "serve"])
+def test_what_a_prefill_node_records_is_not_recorded_by_others(program: Program, role: str) -> None:
+    result = run(program, PREFILL, ROLE=role)
+    assert [name for name, of in actions(result) if of == "b-1a2b3c4d"] == [
+        "Start to dispatch decode request",
+        "try to schedule in waiting queue",
+        "Start append running sequece for decode",
+        "Start to send output",
+    ]
+
+
+def test_refused_blocks_are_an_event_of_the_way_to_running(program: Program, sink: Sink) -> None:
+    run(
+        program,
+        """
+        api, engine = Api(), Engine()
+        api.chat_received(chat(), raw("a"))
+        request = of_engine("chatcmpl-a")
+        engine.arrives(request)
+        engine.waits(request)
+        engine.scheduling()
+        engine.blocks(request, None)
+        engine.blocks(request, [1])
+        engine.scheduled(step(request.request_id))
+        engine.executing(step(request.request_id))
+        request.num_computed_tokens = request.num_prompt_tokens = 7
+        engine.executed(Thing(requests={request.request_id: request}),
+                        step(running=[request.request_id]), None)
+        engine.outputs(made(request.request_id))
+        api.finished(state("chatcmpl-a"), "length", statistics(1))
+        """,
+        ROLE="prefill",
+    )
+    events = {span.name: [e.name for e in span.events] for span in sink.spans if span.events}
+    assert events == {"Add to running for prefill": ["fail to add result of kv insufficient"]}
+    assert the(sink.spans, "Prefill").attributes["gen_ai.usage.input_tokens"] == 7
+
+
+def test_a_pull_is_recorded_once_and_only_of_what_is_pulled(program: Program) -> None:
+    result = run(
+        program,
+        """
+        engine = Engine()
+        engine.starts(scheduler((24, 1000, 4), (64, 5000, 2)))
+        pulled, local = of_engine("a"), of_engine("b")
+        for request in pulled, local:
+            engine.arrives(request)
+            engine.waits(request)
+        # A connector made of several asks each; after the pull, it is asked again.
+        for tokens in 64, 64, 0:
+            engine.needs_pull(pulled, tokens)
+        engine.needs_pull(local, 0)
+        engine.needs_pull(local, None)
+        chosen = [step(local.request_id), step(pulled.request_id)]
+        for each in chosen:
+            engine.scheduled(each)
+        say([sorted(each.omnitrace[1]) for each in chosen])
+        engine.transfers(Thing(finished_recving={pulled.request_id, local.request_id}))
+        """,
+        ROLE="decode",
+    )
+    assert result.said == [[["a-1a2b3c4d", "b-1a2b3c4d"], ["a-1a2b3c4d"]]]
+    pulls = [each for each in recorded(result) if "pull" in each[0]]
+    assert pulls == [
+        ("Add need pulling sequence", "a-1a2b3c4d", {}),
+        (
+            "Finish pull kv",
+            "a-1a2b3c4d",
+            {
+                "omnitrace.kv.external_tokens": 64,
+                "omnitrace.kv.blocks": 3 + 1,
+                "omnitrace.kv.bytes": 3 * 4 * 1000 + 1 * 2 * 5000,
+            },
+        ),
+    ]
+
+
+def test_each_preemption_lasts_until_the_request_is_chosen_again(program: Program) -> None:
+    result = run(
+        program,
+        """
+        engine = Engine()
+        request, other = of_engine("a"), of_engine("b")
+        for each in request, other:
+            engine.arrives(each)
+        for _ in range(2):
+            engine.preempted(request)
+            # vLLM notes it beside.
+            engine.event(request, Thing(name="PREEMPTED"))
+            engine.event(other, Thing(name="SCHEDULED"))
+            engine.scheduled(step(running=[other.request_id]))
+            engine.scheduled(step(running=[request.request_id, other.request_id]))
+        engine.preempted(request)
+        engine.freed(request)
+        engine.scheduling()
+        engine.scheduled(step(running=[request.request_id]))
+        engine.preempted(of_engine("never seen"))
+        """,
+    )
+    found = [each for each in actions(result) if each[0] in {"Preempted", "Resumed"}]
+    twice = [("Preempted", "a-1a2b3c4d"), ("Resumed", "a-1a2b3c4d")] * 2
+    assert found == [*twice, ("Preempted", "a-1a2b3c4d")]
+    assert [int(n) for n in re.findall(r'"occurrence":(\d+)', "".join(result.lines))] == [1, 1, 2]
+
+
+def test_engines_that_would_be_killed_at_once_may_end_by_themselves(program: Program) -> None:
+    result = run(
+        program,
+        """
+        import multiprocessing, signal, time
+        from omnitrace.vllm import _ends
+
+        def engine(ready):
+            def leave(*_):
+                raise SystemExit(7)
+            signal.signal(signal.SIGTERM, leave)
+            ready.set()
+            time.sleep(60)
+
+        fork = multiprocessing.get_context("fork")
+        statuses = []
+        for timeout in 0, None, 30:
+            ready = fork.Event()
+            process = fork.Process(target=engine, args=(ready,))
+            process.start()
+            ready.wait(20)
+            _ends.engines_end(Thing(processes=[process]), timeout)
+            # What vLLM does next, where it has no patience of its own.
+            process.kill()
+            process.join()
+            statuses.append(process.exitcode)
+        say(statuses)
+        """,
+    )
+    assert result.said == [[7, -9, -9]]
+
+
+def test_what_a_prefill_node_has_from_a_store_is_no_pull(program: Program) -> None:
+    result = run(
+        program,
+        """
+        engine = Engine()
+        engine.arrives(of_engine("a"))
+        engine.needs_pull(of_engine("a"), 64)
+        engine.transfers(Thing(finished_recving={"a-1a2b3c4d"}))
+        """,
+        ROLE="prefill",
+    )
+    assert actions(result) == [("Start process request in prefill engine", "a-1a2b3c4d")]
+
+
+@pytest.mark.parametrize(
+    ("role", "found"),
+    [("prefill", [("Prefill free kv blocks", "a")]), ("decode", []), (None, [])],
+)
+def test_blocks_that_are_sent_count_on_a_prefill_node_alone(
+    program: Program, role: str | None, found: list[tuple[str, str]]
+) -> None:
+    code = "Engine().transfers(Thing(finished_sending={'a'}, finished_recving=None))"
+    assert actions(run(program, code, ROLE=role)) == found
+
+
+def test_a_freed_request_is_forgotten_and_is_offered_to_no_scheduler(program: Program) -> None:
+    result = run(
+        program,
+        """
+        engine = Engine()
+        gone, here = of_engine("a"), of_engine("b")
+        for request in gone, here:
+            # Without preprocess_add_request the scheduler is the first to see a request.
+            engine.waits(request)
+        engine.freed(gone)
+        engine.scheduling()
+        engine.outputs(made(gone.request_id))
+        say(list(engine._requests))
+        engine.freed(here)
+        # Its last output is made after it is freed.
+        engine.outputs(made(here.request_id))
+        engine.scheduling()
+        say([list(engine._requests), engine._gone])
+        """,
+        ROLE="prefill",
+    )
+    assert result.said == [["b-1a2b3c4d"], [[], []]]
+    assert actions(result) == [
+        ("Prefill add waiting queue", "a-1a2b3c4d"),
+        ("Prefill add waiting queue", "b-1a2b3c4d"),
+        ("try to schedule in waiting queue", "b-1a2b3c4d"),
+        ("Start to send output in prefill stage", "b-1a2b3c4d"),
+    ]
