@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from observed import ObservedCollector
-
 from stack import TARGET, Part, Stack, StackError, free_ports
 
 ROOT = TARGET / "vllm"
