@@ -183,6 +183,31 @@ def test_the_first_chunks_with_tokens_are_recorded_and_no_others(program: Progra
     ]
 
 
+def test_a_stream_that_breaks_says_why_in_its_own_request(program: Program) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        async def stream(name, error):
+            api.begins(f"chatcmpl-{name}")
+            await asyncio.sleep(0)
+            if error:
+                api.breaks(json.dumps({"error": {"type": error, "message": "secret"}}))
+            api.ends(f"chatcmpl-{name}")
+        async def both():
+            for name in "ab":
+                api.chat_received(chat(), raw(name))
+            await asyncio.gather(stream("a", "InternalServerError"), stream("b", None))
+        asyncio.run(both())
+        api.breaks("nobody's")
+        """,
+    )
+    assert recorded(result)[2:] == [
+        (FINISHED, "a", {"error.type": "InternalServerError"}),
+        (FINISHED, "b", {}),
+    ]
+
+
 def test_tokens_are_those_of_the_tasks_own_request(program: Program, sink: Sink) -> None:
     run(
         program,

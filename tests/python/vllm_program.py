@@ -12,7 +12,7 @@ from program import Program, Result
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 STANDINS = """\
-import asyncio
+import asyncio, json
 from types import SimpleNamespace as Thing
 from omnitrace.vllm import _api, _engine
 from omnitrace.vllm._api import Api

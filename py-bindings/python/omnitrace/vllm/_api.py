@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -179,6 +180,15 @@ class Api:
         if request_id not in self._open and (prompt := _PROMPT_OF.fullmatch(request_id)):
             return prompt[1]
         return request_id
+
+    def begins(self, request_id: str) -> None:
+        """The answer is going to be streamed, by another task than took the request."""
+        _current.set(request_id)
+
+    def breaks(self, error: str) -> None:
+        """The answer that this task streams is to end with an error, as JSON."""
+        if (open := self._open.get(_current.get(""))) is not None:
+            open.attributes["error.type"] = str(json.loads(error)["error"]["type"])
 
     def streams(self, request_id: str, chunk: str) -> None:
         """A chunk of the answer goes to the client."""

@@ -25,6 +25,8 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "request sent": _api.sent,
     "outputs received": _api.outputs,
     "request finished": _api.finished,
+    "answer begins": _api.begins,
+    "answer breaks": _api.breaks,
     "answer streams": _api.streams,
     "answer ends": _api.ends,
     "answer fails": _api.fails,
