@@ -260,7 +260,7 @@ WRONG = {
     "- {target: 'a:b', action: x, request_id: r, at: yield}": "at is not entry, exit, error or",
     "- {target: 'a:b', action: x, request_id: r, role: chef}": "role is not decode, prefill, serv",
     "- {target: 'a:b', action: x, request_id: r, code: 1}": "unknown key code; there are action,",
-    "- {target: 'a:b', do: harm}": "there is no stage harm; there are answer begins, answer fails,",
+    "- {target: 'a:b', do: harm}": "there is no stage harm; there are answer begins, answer breaks,",
     "- {target: 'a:b', do: request sent}": "request sent takes request, see request",
 }
 
