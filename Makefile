@@ -129,7 +129,8 @@ chaos: $(T)/.packages command $(T)/.wheel collector
 	CHAOS_SPANS=$${CHAOS_SPANS:-1000000} CHAOS_OUTAGES=$${CHAOS_OUTAGES:-24} \
 	    $(VENV)/bin/pytest -q tests/chaos/test_chaos.py
 
-# Downloads some gigabytes the first time; takes about ten minutes.
+# Downloads some gigabytes the first time, for each version in OMNITRACE_VLLM_VERSIONS;
+# takes about ten minutes.
 test-vllm: $(T)/.packages command module $(T)/.wheel collector
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/vllm/requirements.txt
 	$(VENV)/bin/python tests/vllm/prepare.py $(T)/wheels/*.whl $${OMNITRACE_VLLM_VERSIONS:-0.32.0}

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 use crate::cpython::{context_get, context_reset, context_set};
 use crate::opentelemetry::api::api;
 use crate::opentelemetry::parent::{self, Parent};
+use crate::process::with_recorder;
 use crate::span::Span;
 
 /// The context of one span.
@@ -49,6 +50,20 @@ impl From<SpanContext> for Parent {
             trace_state: None,
         }
     }
+}
+
+/// The SERVER span that a request has on this node in a role.
+#[pyfunction]
+#[pyo3(name = "_request_span")]
+pub(crate) fn request_span(request_id: &str, role: &str) -> Option<SpanContext> {
+    with_recorder(|recorder| {
+        let (_, link) = recorder.link_to(request_id, role);
+        Some(SpanContext(omnitrace::SpanContext {
+            trace_id: link.trace_id,
+            span_id: link.span_id,
+            flags: recorder.trace_of(request_id).1,
+        }))
+    })
 }
 
 /// `contextvars.ContextVar` with the current [`Span`] or the context of one.

@@ -21,7 +21,7 @@ mod _omnitrace {
     #[pymodule_export]
     use super::carrier::{extract, inject};
     #[pymodule_export]
-    use super::context::SpanContext;
+    use super::context::{SpanContext, request_span};
     #[pymodule_export]
     use super::lifecycle::{after_fork_in_child, after_fork_in_parent, before_fork};
     #[pymodule_export]

@@ -8,6 +8,7 @@ under test. The model, of random weights, is in target/vllm/model.
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,18 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = REPOSITORY / "target" / "vllm"
 PACKAGES = {
+    "0.9.2": ("torch==2.6.0", "torchvision==0.21.0", "torchaudio==2.6.0", "transformers==4.53.3"),
+    "0.16.0": (
+        "torch==2.10.0",
+        "torchvision==0.25.0",
+        "torchaudio==2.10.0",
+        "transformers==4.57.6",
+    ),
+    "0.23.0": ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"),
     "0.32.0": ("torch==2.13.0", "torchvision==0.28.0"),
 }
-"""What each version needs beside itself: it pins builds of these that PyPI does not have."""
+"""What each version needs beside itself. It pins builds of torch that PyPI does not have, and
+allows versions of transformers that are younger than itself and that it does not run with."""
 NIXL = ("nixl==1.5.1", "nixl-cu13==1.5.1")
 WITH_NIXL = "0.32.0"
 _UV = (sys.executable, "-m", "uv")
@@ -51,11 +61,33 @@ def _install(version: str, environment: Path) -> None:
     _add(environment, *PACKAGES[version])
     if version == WITH_NIXL:
         _add(environment, "--no-deps", *NIXL)
+    for library in environment.glob("lib/python3.*/site-packages/vllm/_C*.so"):
+        _let_older_library_do(library)
     # `vllm serve` asks for the version of the distribution of this name.
     (site,) = environment.glob("lib/python3.*/site-packages")
     told = site / f"vllm-{version}+cpu.dist-info"
     told.mkdir(exist_ok=True)
     (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+def _let_older_library_do(library: Path) -> None:
+    """Makes a requirement for a C++ library younger than Debian 12's a weak one.
+
+    It is that of GCC 13's <iostream>, which marks what was compiled with it by this version
+    and calls nothing in it. Wheels of 0.9 have it, against what their names say.
+    """
+    name = 0
+    for character in b"GLIBCXX_3.4.32":
+        name = (name << 4) + character
+        high = name & 0xF0000000
+        name = (name ^ high >> 24) & ~high
+    # An Elf64_Vernaux: hash of the version's name, flags (VER_FLG_WEAK is 2).
+    required, weak = struct.pack("<IH", name, 0), struct.pack("<IH", name, 2)
+    content = library.read_bytes()
+    if content.count(required) == 1:
+        # A file of its own: uv links what it installs to its cache.
+        library.unlink()
+        library.write_bytes(content.replace(required, weak))
 
 
 def _add(environment: Path, *arguments: str) -> None:

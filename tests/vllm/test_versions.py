@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import tree
-from pair import ROOT, SENTENCE, Vllm
+import versions_table
+from pair import SENTENCE, Vllm
 from stack import Stack
 
-VERSIONS = sorted(done.parent.name for done in ROOT.glob("*/.done"))
+VERSIONS = versions_table.installed()
 
 SERVED = """\
 Decode [vllm-serve SERVER]
@@ -25,12 +26,15 @@ Decode [vllm-serve SERVER]
 """A node that prefills and decodes."""
 STREAMED = SERVED + "\n    First decode output token [vllm-serve]"
 
+CLIENT = "4bf92f3577b34da6a3ce929d0e0e4736"
+"""The trace of a client that has one."""
 
-def post(port: int, path: str, body: dict[str, Any], request_id: str) -> bytes:
+
+def post(port: int, path: str, body: dict[str, Any], headers: dict[str, str]) -> bytes:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/{path}",
         json.dumps({"model": "standin", "temperature": 0, "ignore_eos": True, **body}).encode(),
-        {"Content-Type": "application/json", "X-Request-Id": request_id},
+        {"Content-Type": "application/json", **headers},
     )
     with urllib.request.urlopen(request, timeout=120) as response:
         answer: bytes = response.read()
@@ -55,7 +59,10 @@ def test_chats_and_completions_are_traced_and_no_built_in_hook_is_missing(
         "prompt-whole": ("completions", prompt, SERVED),
     }
     for request_id, (path, body, _) in asked.items():
-        assert post(stack.decode, path, body, request_id)
+        headers = {"X-Request-Id": request_id}
+        if request_id == "prompt-whole":
+            headers["traceparent"] = f"00-{CLIENT}-00f067aa0ba902b7-01"
+        assert post(stack.decode, path, body, headers)
 
     traces: dict[str, dict[str, Any]] = {}
     deadline = time.monotonic() + 60
@@ -67,8 +74,16 @@ def test_chats_and_completions_are_traced_and_no_built_in_hook_is_missing(
             traces[request_id] = trace
     found = {request_id: tree.shape(trace) for request_id, trace in traces.items()}
     assert found == {request_id: shape for request_id, (_, _, shape) in asked.items()}
+    assert traces["prompt-whole"]["traceID"] == CLIENT
     for trace in traces.values():
         (decode,) = [span for span in trace["spans"] if span["operationName"] == "Decode"]
         assert tree.tag(decode, "gen_ai.usage.output_tokens") == 8
         assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
     assert stack.messages("serve") == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_documented_table_of_hooks_is_what_there_is(version: str) -> None:
+    found, _ = versions_table.find(version)
+    # Otherwise: python tests/vllm/versions_table.py
+    assert versions_table.documented()[version] == found

@@ -28,6 +28,7 @@ __all__ = [
     "_process_description",
     "_record_model",
     "_record_step",
+    "_request_span",
     "_step_context",
     "action",
     "extract",
@@ -279,6 +280,9 @@ def _record_model(
 
     Raises ValueError if these are none.
     """
+
+def _request_span(request_id: str, role: str) -> SpanContext | None:
+    """The SERVER span that a request has on this node in a role; None if disabled."""
 
 def _before_fork() -> None: ...
 def _after_fork_in_parent() -> None: ...

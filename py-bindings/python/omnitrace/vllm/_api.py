@@ -18,6 +18,9 @@ _MOST = 100_000
 _PROMPT_OF = re.compile(r"(cmpl-.+)-\d+")
 """A completion has several prompts, each a request to the engine."""
 
+_CHOICE_OF = re.compile(r"\d+_((?:chat)?cmpl-.+)")
+"""So does each of several choices where versions have no `external_req_id`."""
+
 _CHUNK = 'data: {"id"'
 _NO_CHOICE = '"choices":[]'
 
@@ -145,8 +148,7 @@ class Api:
     def outputs(self, outputs: Any) -> None:
         """Outputs of the engine have come."""
         for output in getattr(outputs, "outputs", None) or ():
-            if output.trace_headers:
-                _carrier.take(output, output.request_id)
+            if _carrier.take(output, output.request_id):
                 _make_room(self._engines)
                 self._engines[output.request_id] = getattr(outputs, "engine_index", 0)
 
@@ -174,6 +176,12 @@ class Api:
         open.in_engine.discard(state.request_id)
         if open.role == _roles.PREFILL and not open.in_engine:
             self.ends(request_id)
+
+    def request_of(self, state: Any) -> tuple[str, str] | None:
+        """Id and role of the request that a request to the engine is part of."""
+        request_id = self._received_as(_external_id(state))
+        open = self._open.get(request_id)
+        return None if open is None else (request_id, open.role)
 
     def _received_as(self, request_id: str) -> str:
         """The id of the request that a request to the engine is part of."""
@@ -234,6 +242,8 @@ def _id(prefix: str, request: Any, headers: Mapping[str, str]) -> str | None:
 def _external_id(request: Any) -> str:
     """The id that a request has outside the engine."""
     request_id: str = getattr(request, "external_req_id", None) or request.request_id
+    if request_id[0].isdigit() and (choice := _CHOICE_OF.fullmatch(request_id)):
+        return choice[1]
     return request_id
 
 

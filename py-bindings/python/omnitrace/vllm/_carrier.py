@@ -1,6 +1,7 @@
 """How a trace travels with what vLLM's processes send each other: in `trace_headers`,
-which requests and outputs have for vLLM's own tracing. It finds there what it would find
-without us."""
+which requests and outputs have for vLLM's own tracing, or, where a version has no such
+member, beside the parameters of KV transfer. vLLM finds there what it would find without
+us."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 from .. import _omnitrace as omnitrace
 
 _OURS = "omnitrace"
-"""We have added to these headers."""
+"""We have added to these headers; among parameters, what we have added."""
 _OWN = "omnitrace-own"
 """The names of those that were there without us; absent if there was no mapping at all."""
 _OF_CALL = frozenset(
@@ -46,7 +47,11 @@ def of_call(raw_request: Any) -> Mapping[str, str]:
 
 def put(message: Any, request_id: str) -> None:
     """Puts what another process of this node needs into a message."""
-    own: Mapping[str, str] | None = message.trace_headers
+    try:
+        own: Mapping[str, str] | None = message.trace_headers
+    except AttributeError:
+        _put_beside(message, request_id)
+        return
     carrier: dict[str, str] = {_OURS: "1"}
     if own is not None:
         if _OURS in own:
@@ -58,13 +63,46 @@ def put(message: Any, request_id: str) -> None:
     message.trace_headers = carrier
 
 
-def take(message: Any, request_id: str) -> None:
-    """Takes it out of the message."""
-    headers: Mapping[str, str] | None = message.trace_headers
+def take(message: Any, request_id: str) -> bool:
+    """Takes it out of the message; whether there was any."""
+    try:
+        headers: Mapping[str, str] | None = message.trace_headers
+    except AttributeError:
+        return _take_beside(message, request_id)
     if not headers or _OURS not in headers:
-        return
+        return False
     omnitrace.extract(headers, request_id)
     own = headers.get(_OWN)
     message.trace_headers = (
         None if own is None else {name: headers[name] for name in own.split(",") if name}
     )
+    return True
+
+
+def _put_beside(message: Any, request_id: str) -> None:
+    of, member = _parameters(message)
+    if of is None:
+        # Both sides still agree on the trace of a request that came without one.
+        return
+    carrier: dict[str, str] = {}
+    omnitrace.inject(carrier, request_id)
+    # Others may have the same parameters.
+    setattr(of, member, {**(getattr(of, member) or {}), _OURS: carrier})
+
+
+def _take_beside(message: Any, request_id: str) -> bool:
+    of, member = _parameters(message)
+    parameters = getattr(of, member, None)
+    if not parameters or _OURS not in parameters:
+        return False
+    omnitrace.extract(parameters[_OURS], request_id)
+    own = {name: value for name, value in parameters.items() if name != _OURS}
+    setattr(of, member, own or None)
+    return True
+
+
+def _parameters(message: Any) -> tuple[Any, str]:
+    """Whose member has parameters of any kind, and which: a request's, an output's."""
+    if hasattr(message, "kv_transfer_params"):
+        return message, "kv_transfer_params"
+    return getattr(message, "sampling_params", None), "extra_args"

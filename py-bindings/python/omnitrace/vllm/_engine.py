@@ -288,7 +288,8 @@ class Engine:
 
     def step_leaves(self, output: Any) -> None:
         """The outcome of a step leaves a worker, with the traces of what it has fetched."""
-        of_connector = getattr(output, "kv_connector_output", None)
+        # Older versions have it in the outcome itself.
+        of_connector = getattr(output, "kv_connector_output", output)
         if fetched := getattr(of_connector, "finished_recving", None):
             output.omnitrace = _carriers(fetched)
 

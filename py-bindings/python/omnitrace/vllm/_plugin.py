@@ -34,15 +34,22 @@ def install() -> None:
     """Puts the built-in hooks and those of PROFILING_NAMELIST in place. Never raises: a
     vLLM starts, traced or not."""
     try:
-        files = sorted(_BUILT_IN.glob("*.yaml"))
-        if ratio := _steps.ratio():
-            steps.record(ratio)
-            files += sorted((_BUILT_IN / "steps").glob("*.yaml"))
-        hooks = [hook for file in files for hook in load(file, STAGES)]
+        with_steps = _steps.ratio()
+        if with_steps:
+            steps.record(with_steps)
+        hooks = built_in(bool(with_steps))
         hooks += _users_own(hooks)
         put(hooks)
     except Exception:
         logger.exception("vLLM is not traced")
+
+
+def built_in(with_steps: bool) -> list[Hook]:
+    """The hooks that come with omnitrace; those of an engine's steps too."""
+    files = sorted(_BUILT_IN.glob("*.yaml"))
+    if with_steps:
+        files += sorted((_BUILT_IN / "steps").glob("*.yaml"))
+    return [hook for file in files for hook in load(file, STAGES)]
 
 
 def _users_own(built_in: Iterable[Hook]) -> list[Hook]:

@@ -8,9 +8,11 @@ from typing import Any
 from . import _ends, _roles
 from ._api import Api
 from ._engine import Engine
+from ._native import Native
 from ._steps import Models, Steps
 
 _api = Api()
+_native = Native(_api)
 _engine = Engine()
 _models = Models()
 steps = Steps(lambda: _engine.step)
@@ -30,6 +32,10 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "answer streams": _api.streams,
     "answer ends": _api.ends,
     "answer fails": _api.fails,
+    "native configured": _native.configured,
+    "native prepared": _native.prepared,
+    "native finishing": _native.finishing,
+    "native span": _native.span,
     "engines end": _ends.engines_end,
     "engine ends": _ends.engine_ends,
     "engine starts": _engine.starts,
