@@ -111,7 +111,7 @@ collector:
 	@if command -v go >/dev/null; then tests/collector/build.sh; fi
 
 test-python: $(T)/.packages command example module $(T)/.wheel collector
-	$(VENV)/bin/pytest -q tests
+	env -u OMNITRACE_TEST_VLLM $(VENV)/bin/pytest -q tests
 
 bench: $(T)/.wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
