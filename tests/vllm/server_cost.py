@@ -104,6 +104,7 @@ def _start(stack: Vllm) -> dict[str, int]:
     for name, (options, environment) in servers.items():
         environment["OTEL_SERVICE_NAME"] = name
         environment["OTEL_BSP_SCHEDULE_DELAY"] = f"{EXPORT_EVERY * 1000:.0f}"
+        environment["OTEL_METRICS_EXPORTER"] = "none"
         stack.start_node(name, ports[name], options, environment)
     for name, port in ports.items():
         stack.wait_for_node(name, port)
