@@ -179,14 +179,17 @@ def test_a_request_through_api_and_engine_is_one_tree(
     assert trace == (TRACE if caller else DERIVED)
 
     # What each span says.
-    latency = (times[FIRST] - times[ENTERED]) / 1e9 if role == "decode" else None
+    latencies = {}
+    if role == "decode":
+        latencies = {
+            "gen_ai.latency.time_to_first_token": (times[FIRST] - times[ENTERED]) / 1e9,
+            "omnitrace.latency.kv_wait": (times[PULLED] - times[PULLING]) / 1e9,
+        }
     for span in spans:
         main = span is entry
         expected: dict[str, object] = {"gen_ai.request.id": ID}
         if main:
-            expected |= {"model": "m", "omnitrace.role": role}
-        if main and latency is not None:
-            expected["gen_ai.latency.time_to_first_token"] = latency
+            expected |= {"model": "m", "omnitrace.role": role, **latencies}
         assert span.attributes == expected
         assert (span.kind, span.status, span.message, span.flags) == (
             "SERVER" if main else "INTERNAL",
