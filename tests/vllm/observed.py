@@ -61,7 +61,8 @@ class ObservedCollector(Collector):
         )
 
     def books(self) -> dict[int, Books]:
-        """Each process's, by its number."""
+        """Each process's, by its number. The Collector ends: it writes a line bit by bit."""
+        self.stop()
         found: dict[int, Books] = {}
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         for line in lines:

@@ -14,6 +14,7 @@ from whole import OFFLINE_ONLY, WHOLE_TREE
 REQUESTS = 100
 LEAVES = frozenset(range(7, REQUESTS, 10))
 TOKENS = 100
+ABORTED, REASONS = "omnitrace.aborted", "gen_ai.response.finish_reasons"
 PREEMPTED = "Preempted in decode stage"
 
 DECODE_EVENTS = [
@@ -140,8 +141,8 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     }
     decode = the(trace, "Decode")
     if said.was_left:
-        assert tree.tag(decode, "omnitrace.aborted") is True, decode["tags"]
-        assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["abort"]'
+        ended = [tree.tag(decode, key) for key in (ABORTED, REASONS, "error.type")]
+        assert ended == [True, '["abort"]', None], {t["key"]: t["value"] for t in decode["tags"]}
         return 0
     preemptions = [s for s in trace["spans"] if s["operationName"] == PREEMPTED]
     shape = [line for line in tree.shape(trace).splitlines() if PREEMPTED not in line]
@@ -149,7 +150,7 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     starts = [the(trace, name)["startTime"] for name in ORDER]
     assert starts == sorted(starts)
     assert tree.tag(decode, "gen_ai.usage.output_tokens") == TOKENS
-    assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
+    assert tree.tag(decode, REASONS) == '["length"]'
     assert tree.tag(decode, "gen_ai.request.max_tokens") == TOKENS
     assert tree.tag(decode, "omnitrace.preemptions") == len(preemptions)
     # Where it has fallen behind, vLLM sends several tokens in a chunk.
