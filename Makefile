@@ -119,10 +119,10 @@ bench: $(T)/.wheel
 	$(PYTHON) tests/bench/python.py
 
 # With what test-vllm has installed.
-bench-vllm: $(T)/.packages command $(T)/.wheel
+bench-vllm: $(T)/.packages command $(T)/.wheel collector
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/vllm/requirements.txt
-	$(PYTHON) tests/vllm/prepare.py $(T)/wheels/*.whl
-	PYTHONPATH=examples/demo $(PYTHON) tests/vllm/cost.py
+	$(PYTHON) tests/vllm/prepare.py $(T)/wheels/*.whl 0.32.0
+	PYTHONPATH=examples/demo:tests/end_to_end $(PYTHON) tests/vllm/cost.py
 
 chaos: $(T)/.packages command $(T)/.wheel collector
 	@[ -x $(T)/peers/otelcol ] || { echo "make chaos builds the Collector and needs Go" >&2; exit 1; }

@@ -107,6 +107,8 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
     assert {len(each) for each in traces.values()} == {1}
     preempted = sum(check(said, traces[said.request_id][0]) for said in answers)
     assert preempted > 0
+    decodes = [the(traces[said.request_id][0], "Decode") for said in answers if said.was_left]
+    assert sum(tree.tag(decode, ABORTED) is True for decode in decodes) > len(LEAVES) / 2
     for name in ("prefill", "decode"):
         assert stack.messages(name) == []
     stack.stop_service()
@@ -141,8 +143,10 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     }
     decode = the(trace, "Decode")
     if said.was_left:
+        # On a busy machine vLLM may have computed all of it before it saw the client leave.
         ended = [tree.tag(decode, key) for key in (ABORTED, REASONS, "error.type")]
-        assert ended == [True, '["abort"]', None], {t["key"]: t["value"] for t in decode["tags"]}
+        tags = {each["key"]: each["value"] for each in decode["tags"]}
+        assert ended in ([True, '["abort"]', None], [None, '["length"]', None]), tags
         return 0
     preemptions = [s for s in trace["spans"] if s["operationName"] == PREEMPTED]
     shape = [line for line in tree.shape(trace).splitlines() if PREEMPTED not in line]
