@@ -267,7 +267,7 @@ http {{
     upstream decode {{ server 127.0.0.1:{options.port + 200}; keepalive 64; keepalive_timeout 4s; }}
     js_path {NGINX_CONF};
     server {{
-        listen {options.port};
+        listen 127.0.0.1:{options.port};
         include {NGINX_CONF}/pd_proxy.conf;
     }}
 }}

@@ -163,6 +163,12 @@ def content(spans: list[Span]) -> list[dict[str, Any]]:
 Tree = list[tuple[str, "Tree"]]
 
 
+def the(spans: list[Span], name: str) -> Span:
+    """The only span of that name."""
+    (span,) = [span for span in spans if span.name == name]
+    return span
+
+
 def forest(spans: list[Span]) -> Tree:
     """The names of spans, each over its children, in the order of their starts.
 

@@ -370,6 +370,27 @@ def test_it_is_inert_unless_asked_for(
     assert (loaded, threads) == (wanted, ["MainThread"])
 
 
+def test_what_vllm_leaves_in_the_environment_for_its_own_tracing_asks_nothing_of_us(
+    program: Program,
+) -> None:
+    result = program.run(
+        """
+        import subprocess
+        vllm.register()
+        # What vLLM does for --otlp-traces-endpoint, before it starts its engine.
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = "http://localhost:1/v1/traces"
+        engine = "import sys; from omnitrace import vllm; vllm.register(); " \\
+                 "print('omnitrace.vllm._plugin' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", engine], capture_output=True, text=True)
+        say([done.stdout.strip(), done.stderr])
+        """,
+        before=BEFORE,
+        OTEL_EXPORTER_OTLP_ENDPOINT=None,
+        TRACE_OUTPUT_DIRECTORY=None,
+    )
+    assert result.said == [["False", ""]]
+
+
 def test_the_role_is_the_environments_else_the_kv_transfers_else_the_requests(
     program: Program,
 ) -> None:

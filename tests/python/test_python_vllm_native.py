@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from program import Program, Result
-from sink import Sink, Span, forest
+from sink import Sink, forest, the
 
 SERVING = """\
 class OpenAIServingChat:
@@ -113,11 +113,6 @@ def own_messages(result: Result) -> list[tuple[str, str]]:
     return [said for said in result.messages if "is not in this vLLM" not in said[1]]
 
 
-def named(sink: Sink, name: str) -> Span:
-    (span,) = [span for span in sink.spans if span.name == name]
-    return span
-
-
 CALLER = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
 CALLED = repr({"traceparent": f"00-{'-'.join(CALLER)}-01", "tracestate": "vendor=x"})
 
@@ -151,7 +146,7 @@ def test_vllms_own_span_is_below_the_requests(
     assert own_messages(result) == []
     names = sorted(span.name for span in sink.spans)
     assert names == sorted([entry, "llm_request"])
-    native, request = named(sink, "llm_request"), named(sink, entry)
+    native, request = the(sink.spans, "llm_request"), the(sink.spans, entry)
     assert (native.trace_id, native.parent_id) == (request.trace_id, request.span_id)
     assert native.kind == "SERVER"
     if headers == CALLED:

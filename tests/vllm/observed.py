@@ -7,28 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stack import StackError
 from third_party import Collector
 
-CONFIG = """\
-receivers:
-  otlp:
-    protocols:
-      grpc: {{ endpoint: "127.0.0.1:{grpc}" }}
-      http: {{ endpoint: "127.0.0.1:{http}" }}
+METRICS = """\
 exporters:
-  otlp_http:
-    endpoint: {onward}
-    compression: none
-    sending_queue: {{ enabled: false }}
   file:
     path: {metrics}
 service:
-  telemetry:
-    metrics: {{ level: none }}
   pipelines:
-    traces: {{ receivers: [otlp], exporters: [otlp_http] }}
     metrics: {{ receivers: [otlp], exporters: [file] }}
 """
+"""Added to what the Collector does with spans."""
 
 
 @dataclass
@@ -55,10 +45,12 @@ class ObservedCollector(Collector):
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def config(self) -> str:
-        return CONFIG.format(
-            grpc=self.grpc, http=self.http, onward=self.onward, metrics=self.metrics
-        )
+    def _arguments(self) -> list[str]:
+        if not self.is_synchronous:
+            raise StackError("the OpenTelemetry Collector is missing: make collector, with Go")
+        config = self.folder / "metrics.yaml"
+        config.write_text(METRICS.format(metrics=self.metrics))
+        return [*super()._arguments(), "--config", str(config)]
 
     def books(self) -> dict[int, Books]:
         """Each process's, by its number. The Collector ends: it writes a line bit by bit."""

@@ -112,7 +112,9 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
     for name in ("prefill", "decode"):
         assert stack.messages(name) == []
     stack.stop_service()
-    assert all(books.balance == 0 for books in stack.collector.books().values())
+    books = stack.collector.books().values()
+    assert sorted(each.service for each in books) == ["vllm-decode"] * 2 + ["vllm-prefill"] * 2
+    assert all(each.created > 0 and each.balance == 0 for each in books)
 
 
 def test_workers_beside_the_engine_are_in_the_trace_too(

@@ -41,7 +41,12 @@ def is_wanted() -> bool:
 def register() -> None:
     """Puts the hooks in place. vLLM calls this in each of its processes, some twice."""
     global _registered
-    if _registered or not is_wanted():
+    if _registered:
+        return
+    if not is_wanted():
+        # vLLM's own tracing leaves an endpoint in the environment of the processes that it
+        # starts later: they are not to take it for ours.
+        os.environ.setdefault("OMNITRACE", "0")
         return
     _registered = True
     # Only now: a vLLM that is not traced does not load any of it.

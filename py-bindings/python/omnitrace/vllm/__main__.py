@@ -26,7 +26,7 @@ def main() -> int:
         return 1
     # What is missing is in the list.
     logging.getLogger("omnitrace").setLevel(logging.ERROR)
-    hooks = [hook for hook in _plugin.built_in(with_steps=True) if _has_package(hook)]
+    hooks = [hook for hook in _plugin.built_in() if _has_package(hook)]
     _plugin.put(hooks)
     # vLLM logs to standard output, which is for the list.
     with contextlib.redirect_stdout(sys.stderr):

@@ -224,8 +224,12 @@ class Api:
 
     def _finish(self, request_id: str, attributes: dict[str, Any]) -> None:
         open = self._open.pop(request_id, None)
-        if open is not None:
-            omnitrace.action(FINISHED[open.role], request_id, {**open.attributes, **attributes})
+        if open is None:
+            return
+        for in_engine in open.in_engine:
+            # Its client has not waited for the engine.
+            self._engines.pop(in_engine, None)
+        omnitrace.action(FINISHED[open.role], request_id, {**open.attributes, **attributes})
 
 
 def _make_room(requests: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Native:
         """An engine's client is about to be made: it shall have no exporter."""
         config: Any = getattr(vllm_config, "observability_config", None)
         endpoint = getattr(config, "otlp_traces_endpoint", None)
-        if endpoint is None or not _is_asked() or not _has_opentelemetry():
+        if endpoint is None or not _has_opentelemetry():
             return
         config.otlp_traces_endpoint = None
         logger.warning(
@@ -44,8 +44,6 @@ class Native:
 
     def prepared(self, processor: Any) -> None:
         """What makes the spans has been made: they are wanted of it."""
-        if not _is_asked():
-            return
         if (reason := _why_not(processor)) is not None:
             logger.warning("%s: no spans of vLLM's own: %s", _WORD, reason)
             return
@@ -90,7 +88,8 @@ class Native:
             self._finishing = None
 
 
-def _is_asked() -> bool:
+def is_asked() -> bool:
+    """Whether the environment asks for vLLM's own spans."""
     return os.environ.get(_WORD, "").strip().lower() in {"1", "true", "on", "yes"}
 
 

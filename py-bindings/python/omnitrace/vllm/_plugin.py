@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import _omnitrace as omnitrace
-from . import _legacy_namelist, _paths, _roles, _steps
+from . import _legacy_namelist, _native, _paths, _roles, _steps
 from ._hooks import ANY_ROLE, Hook, HookError, load
 from ._imports import when_loaded
 from ._stages import STAGES, steps
@@ -24,6 +24,8 @@ from ._wrap import Bound, Fire, wrap
 logger = logging.getLogger("omnitrace")
 
 _BUILT_IN = Path(__file__).with_name("hooks")
+ON_REQUEST = ("steps", "native")
+"""Folders of hooks that are in place only where the environment asks for them."""
 _MARK = "__omnitrace_hooks__"
 
 found: dict[str, bool] = {}
@@ -34,21 +36,23 @@ def install() -> None:
     """Puts the built-in hooks and those of PROFILING_NAMELIST in place. Never raises: a
     vLLM starts, traced or not."""
     try:
-        with_steps = _steps.ratio()
-        if with_steps:
-            steps.record(with_steps)
-        hooks = built_in(bool(with_steps))
+        asked = []
+        if ratio := _steps.ratio():
+            steps.record(ratio)
+            asked.append("steps")
+        if _native.is_asked():
+            asked.append("native")
+        hooks = built_in(asked)
         hooks += _users_own(hooks)
         put(hooks)
     except Exception:
         logger.exception("vLLM is not traced")
 
 
-def built_in(with_steps: bool) -> list[Hook]:
-    """The hooks that come with omnitrace; those of an engine's steps too."""
-    files = sorted(_BUILT_IN.glob("*.yaml"))
-    if with_steps:
-        files += sorted((_BUILT_IN / "steps").glob("*.yaml"))
+def built_in(asked: Iterable[str] = ON_REQUEST) -> list[Hook]:
+    """The hooks that come with omnitrace; of those on request, the ones asked for."""
+    folders = [_BUILT_IN, *(_BUILT_IN / name for name in asked)]
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
     return [hook for file in files for hook in load(file, STAGES)]
 
 

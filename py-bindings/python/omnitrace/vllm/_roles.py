@@ -15,8 +15,8 @@ PREFILL, DECODE, SERVE = "prefill", "decode", "serve"
 
 _BY_KV_ROLE = {"kv_producer": PREFILL, "kv_consumer": DECODE}
 
-
 _learnt: str | None = None
+"""The role of this process, once it is known for good."""
 
 
 def of_process() -> str:
