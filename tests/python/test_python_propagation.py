@@ -57,7 +57,8 @@ def test_context_comes_and_goes_in_the_formats_that_are_asked_for(
             def get(self, key):
                 return {{k.lower(): v for k, v in {sent!r}.items()}}.get(key)
 
-        for carrier in ({sent!r}, Headers()):
+        asgi = [(k.lower().encode(), v.encode()) for k, v in {sent!r}.items()]
+        for carrier in ({sent!r}, Headers(), [(b"host", b"h"), *asgi]):
             context = extract(carrier, "r")
             say([context.trace_id, context.span_id, context.sampled])
         inject(onward := {{}}, "r")
@@ -76,11 +77,45 @@ def test_context_comes_and_goes_in_the_formats_that_are_asked_for(
         if name not in ("tracestate", "baggage")
     }
     assert result.said == [
-        [TRACE, CALLER, True],
-        [TRACE, CALLER, True],
+        *[[TRACE, CALLER, True]] * 3,
         {**within_the_node, "omnitrace-request-id": "r"},
         outward,
     ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "context", "onward"),
+    [
+        (
+            [(b"TraceParent", TRACEPARENT), (b"tracestate", "a=1"), (b"tracestate", "b=2")],
+            TRACE,
+            {"traceparent": TRACEPARENT, "tracestate": "a=1,b=2"},
+        ),
+        ([(b"traceparent", TRACEPARENT), (b"tracestate", "a=1")] * 2, None, {}),
+        (
+            [(b"baggage", "k=\xff"), (b"host", "h"), "no header", (b"traceparent", None)],
+            None,
+            {"baggage": "k=\xff"},
+        ),
+    ],
+    ids=["lists are joined", "two parents are none", "what is no header is left out"],
+)
+def test_of_asgis_headers_only_lists_may_come_more_than_once(
+    program: Program, headers: list[object], context: str | None, onward: dict[str, str]
+) -> None:
+    asgi = [
+        (h[0], h[1].encode("latin-1")) if isinstance(h, tuple) and isinstance(h[1], str) else h
+        for h in headers
+    ]
+    result = program.run(
+        f"""
+        context = extract({asgi!r}, "r")
+        say(context and context.trace_id)
+        inject(onward := {{}}, "r")
+        say(onward)
+        """
+    )
+    assert result.said == [context, {**onward, "omnitrace-request-id": "r"}]
 
 
 def test_none_is_none_and_a_wrong_name_is_left_out(program: Program, sink: Sink) -> None:

@@ -391,6 +391,45 @@ def test_what_vllm_leaves_in_the_environment_for_its_own_tracing_asks_nothing_of
     assert result.said == [["False", ""]]
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_what_vllm_leaves_there_is_not_taken_for_our_endpoint(
+    program: Program, sink: Sink, start: str
+) -> None:
+    result = program.run(
+        f"""
+        import multiprocessing
+        from types import SimpleNamespace as Thing
+        from omnitrace.vllm import _roles
+
+        def engine():
+            vllm.register()
+            omnitrace.action("Start process request in prefill engine", "engine")
+            omnitrace.action("success add to seq groups", "engine")
+            omnitrace.action("Prefill done execute_model", "engine")
+            omnitrace.flush()
+
+        if __name__ == "__main__":
+            vllm.register()
+            _roles.learn(Thing(kv_transfer_config=Thing(kv_role="kv_producer")))
+            # What vLLM does for --otlp-traces-endpoint, before it starts its engine.
+            os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = "grpc://localhost:1"
+            child = multiprocessing.get_context("{start}").Process(target=engine)
+            child.start()
+            child.join()
+            omnitrace.action("PD api server get request", "api")
+            omnitrace.action("Finish prefill pickle and start response", "api")
+            omnitrace.flush()
+            say(os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+        """,
+        before=BEFORE,
+    )
+    assert (result.said, result.messages) == (["grpc://localhost:1"], [])
+    assert {(span.resource["service.name"], span.name) for span in sink.spans} == {
+        ("vllm-prefill", "Prefill"),
+        ("vllm-prefill", "Prefill execute_model"),
+    }
+
+
 def test_the_role_is_the_environments_else_the_kv_transfers_else_the_requests(
     program: Program,
 ) -> None:

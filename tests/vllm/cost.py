@@ -1,9 +1,9 @@
 """`make bench-vllm`: what omnitrace costs vLLM.
 
-    python tests/vllm/cost.py [--only hooks|servers] [--rounds N] [--requests N]
+    python tests/vllm/cost.py [--only hooks|servers] [--pairs N]
 
-Each hook in one process, then real servers (which prepare.py installs): without tracing, with
-omnitrace and with vLLM's own tracing. Writes target/bench/vllm-hooks.md and vllm-servers.md,
+Each hook in one process, then real servers (which prepare.py installs), whose tracing is switched
+off and on: omnitrace's and vLLM's own. Writes target/bench/vllm-hooks.md and vllm-servers.md,
 and .json of both.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from hook_cost import Cost as HookCost
 from pair import ROOT, VERSION
-from server_cost import AT_ONCE, TOKENS, measure
+from server_cost import TOKENS, measure
 from stack import TARGET, Stack
 
 BENCH = TARGET / "bench"
@@ -32,18 +32,19 @@ def main() -> None:
     """Measures, prints and keeps the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=["hooks", "servers"], help="one of the two")
-    parser.add_argument("--rounds", type=int, default=40, help="of the servers (40)")
-    parser.add_argument("--requests", type=int, default=8, help="in each round (8)")
+    parser.add_argument(
+        "--pairs", type=int, default=600, help="of requests, for each of the servers (600)"
+    )
     arguments = parser.parse_args()
-    if min(arguments.rounds, arguments.requests) < 2:
-        parser.error("--rounds and --requests are at least 2")
+    if arguments.pairs < 20:
+        parser.error("--pairs: at least 20")
     BENCH.mkdir(parents=True, exist_ok=True)
     if arguments.only != "servers":
         hooks()
     if arguments.only != "hooks":
         if not (ROOT / VERSION / ".done").exists():
             raise SystemExit(f"vLLM {VERSION} is missing: python tests/vllm/prepare.py installs it")
-        servers(arguments.rounds, arguments.requests)
+        servers(arguments.pairs)
 
 
 def hooks() -> None:
@@ -77,25 +78,21 @@ def hooks() -> None:
     _publish("vllm-hooks", title, ("at", "hooks", "all", "each"), rows, [asdict(c) for c in costs])
 
 
-def servers(rounds: int, requests: int) -> None:
+def servers(pairs: int) -> None:
     """What tracing adds to a request in a real server's API process."""
-    costs = measure(rounds, requests)
-    off = costs[0]
+    costs = measure(pairs)
     rows = []
     for cost in costs:
-        times, low, high = cost.times(off)
-        each = (
-            f"{cost.whole_ms - cost.others_ms:.2f}",
-            f"{cost.others_ms:.2f}",
-            f"{cost.whole_ms:.2f}",
-        )
-        rows.append((cost.name, *each, f"{times:.3f}", f"{low:.3f} to {high:.3f}"))
+        low, high = cost.bounds()
+        figures = (cost.loop_us, cost.added_us, cost.exporter_us)
+        cells = [f"{figure:.0f}" for figure in figures]
+        rows.append((cost.name, *cells, f"{cost.times:.4f}", f"{low:.4f} to {high:.4f}"))
     title = (
-        f"vLLM {VERSION}, ms of CPU time of the API process per streamed request of {TOKENS} "
-        f"tokens, {AT_ONCE} at a time, {rounds} rounds of {requests} requests in turns: first "
-        "quartile of the event loop's thread, and the other threads"
+        f"vLLM {VERSION}, µs of CPU time of the API process per streamed request of {TOKENS} "
+        "tokens, one at a time: the event loop's thread with tracing off, what switching it on "
+        f"adds (median of {pairs} pairs of neighbouring requests), and the exporter's threads"
     )
-    head = ("", "event loop", "others", "whole", "×", "× in 90 %")
+    head = ("switched", "off", "added", "exporter", "×", "× in 90 %")
     _publish("vllm-servers", title, head, rows, [asdict(c) for c in costs])
 
 

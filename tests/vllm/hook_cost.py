@@ -26,6 +26,11 @@ BATCH = 32
 """Requests in a step."""
 ITEMS = 20
 """Items of a stream."""
+CHUNK = (
+    'data: {"id":"chatcmpl-38a4f1c0","object":"chat.completion.chunk","created":1795334645,'
+    '"model":"m","choices":[{"index":0,"delta":{"content":" time"},"logprobs":null,'
+    '"finish_reason":null,"token_ids":null}]}\n\n'
+)
 
 Arguments = Sequence[tuple[Any, ...]]
 
@@ -230,7 +235,8 @@ def _of_api() -> list[Case]:
         _receive(chats)
         prefix = "chatcmpl-"
         return [
-            (None, chat, range(ITEMS), prefix + raw.headers["x-request-id"]) for chat, raw in chats
+            (None, chat, [CHUNK] * ITEMS, prefix + raw.headers["x-request-id"])
+            for chat, raw in chats
         ]
 
     def finished() -> Arguments:

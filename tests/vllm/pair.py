@@ -109,7 +109,7 @@ class Vllm(Stack):
         binaries = ROOT / self.version / "bin"
         program = [str(binaries / "vllm"), "serve", str(ROOT / "model"), "--port", str(port)]
         variables = {
-            **self._environment(),
+            **{k: v for k, v in self._environment().items() if k != "PYTHONPATH"},
             # Two cores have a lot to do.
             "OTEL_BSP_EXPORT_TIMEOUT": "30000",
             "OTEL_METRICS_EXPORTER": "otlp",
@@ -125,7 +125,6 @@ class Vllm(Stack):
             **(environment or {}),
             **self.environment,
         }
-        del variables["PYTHONPATH"]
         self._start(
             name, [*program, *COMMON, "--served-model-name", "standin", *options], variables
         )

@@ -1,33 +1,36 @@
 """What tracing costs a real vLLM: CPU time of its API process per request.
 
-Servers without tracing, with omnitrace and with vLLM's own tracing, all up at once and asked in
-turns, so that a change of the machine's speed meets all of them. There are two without tracing:
-what they differ by is what this can tell.
-
-Other work on the machine only ever adds to a figure, so the first quartile of many short rounds
-is taken for the event loop's thread, where requests are served. For the other threads, exporters
-among them, which work when it suits them, it is the mean.
+Two servers of the same kind differ by more than tracing costs: by where their memory lies, by
+which core they were on. So each server is its own measure: its tracing is switched off and on
+(switch.py) from request to request, and what counts is how much the event loop's thread, where
+requests are served, takes more for a request with it than for its neighbour without. What the
+exporter's threads take comes on top, all of it, also while they wait. The servers, omnitrace's,
+one with vLLM's own tracing and one where the switch does nothing, take turns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pair import Load, Vllm
 from stack import free_ports
 
-OFF, OFF_TOO, OURS, NATIVE = "off", "off-again", "omnitrace", "vllm-native"
+NOTHING, OURS, NATIVE = "nothing", "omnitrace", "native"
 TOKENS = 20
-AT_ONCE = 1
-"""More at once would share wake-ups, now so, now so."""
-EXPORT_EVERY = 1.0
-"""Seconds. By default it is 5, and much would be exported while it is another's turn."""
+TURN = 20
+"""Pairs of requests, one with tracing and one without, that a server gets at a time."""
+WARM_UP = 30
+"""Pairs before the clock is read: connections, caches."""
+TAIL = 0.01
+"""Seconds that a request's last work may take after its answer."""
 SETTLE = 6.0
 """Seconds after the last answer: by then everything has arrived."""
 RESAMPLES = 2000
@@ -38,107 +41,140 @@ class Cost:
     """What one server's API process has taken."""
 
     name: str
-    loop_ms: list[float]
-    """CPU time of the event loop's thread per request, of each round."""
-    others_ms: float
-    """CPU time of all other threads per request, while it was asked."""
+    off_us: list[float] = field(default_factory=list)
+    """CPU time of the event loop's thread for each request with its tracing off."""
+    on_us: list[float] = field(default_factory=list)
+    """The same for its neighbour, with its tracing on."""
+    exporter_us: float = 0.0
+    """CPU time of the exporter's threads per request with tracing on."""
 
     @property
-    def whole_ms(self) -> float:
-        """CPU time of the process per request."""
-        return _quartile(self.loop_ms) + self.others_ms
+    def loop_us(self) -> float:
+        """What the event loop takes for a request without tracing."""
+        return statistics.median(self.off_us)
 
-    def times(self, off: Cost) -> tuple[float, float, float]:
-        """As a multiple of what another has taken: whole, and the bounds of 90 % of what the
-        same rounds could have given."""
+    @property
+    def added_us(self) -> float:
+        """What tracing adds to the event loop's: the median over the pairs."""
+        return statistics.median(self._differences())
+
+    @property
+    def times(self) -> float:
+        """With tracing, exporter and all, as a multiple of without."""
+        return 1 + (self.added_us + self.exporter_us) / self.loop_us
+
+    def bounds(self) -> tuple[float, float]:
+        """Between which `times` lies in 90 % of what the same pairs could have given."""
         chance = random.Random(0)
-        rounds = range(len(self.loop_ms))
-        found = []
-        for _ in range(RESAMPLES):
-            drawn = chance.choices(rounds, k=len(rounds))
-            ours, theirs = ([each.loop_ms[n] for n in drawn] for each in (self, off))
-            found.append((_quartile(ours) + self.others_ms) / (_quartile(theirs) + off.others_ms))
-        cuts = statistics.quantiles(found, n=20)
-        return self.whole_ms / off.whole_ms, cuts[0], cuts[-1]
+        differences = self._differences()
+        drawn = (
+            1
+            + (
+                statistics.median(chance.choices(differences, k=len(differences)))
+                + self.exporter_us
+            )
+            / self.loop_us
+            for _ in range(RESAMPLES)
+        )
+        cuts = statistics.quantiles(drawn, n=20)
+        return cuts[0], cuts[-1]
+
+    def _differences(self) -> list[float]:
+        return [on - off for off, on in zip(self.off_us, self.on_us, strict=True)]
 
 
-def measure(rounds: int, requests: int) -> list[Cost]:
-    """Asks each server for so many streamed answers in each round."""
+@dataclass
+class Server:
+    """A server whose tracing is switched."""
+
+    name: str
+    port: int
+    pid: int
+    exporters: list[int] = field(default_factory=list)
+    """Its exporter's threads, by their numbers in the system."""
+
+    def switch(self, state: str) -> None:
+        """`on` or `off`."""
+        address = f"http://127.0.0.1:{self.port}/switch/{state}"
+        asked = urllib.request.Request(address, method="POST")
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            self.exporters = json.load(answer)
+
+    def ask(self) -> float:
+        """One streamed answer; the event loop's microseconds of CPU time for it."""
+        before = _thread_ns(self.pid, self.pid)
+        (said,) = Load(self.port, 1, 1, TOKENS).run()
+        if said.error or not said.is_whole:
+            raise SystemExit(f"{self.name}: a request failed: {said.error or 'no end'}")
+        time.sleep(TAIL)
+        return (_thread_ns(self.pid, self.pid) - before) / 1000
+
+    def exporters_us(self) -> float:
+        """CPU time of the exporter's threads so far, in microseconds."""
+        return sum(_thread_ns(self.pid, thread) for thread in self.exporters) / 1000
+
+
+def measure(pairs: int) -> list[Cost]:
+    """Asks each server for so many answers with tracing, and as many without."""
     folder = Path(tempfile.mkdtemp(prefix="omnitrace-bench-"))
     with contextlib.closing(Vllm(folder)) as stack:
         stack.start_receiver()
-        ports = _start(stack)
-        pids = {name: stack.parts[name].process.pid for name in ports}
-        # What is made once: connections, caches.
-        for name, port in ports.items():
-            _ask(name, port, requests)
-        others = dict.fromkeys(ports, 0)
-        loops: dict[str, list[float]] = {name: [] for name in ports}
-        for number in range(rounds):
-            names = list(ports)
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                loop, other = _loop_ns(pids[name]), _others_ns(pids[name])
-                _ask(name, ports[name], requests)
-                others[name] += _others_ns(pids[name]) - other
-                loops[name].append((_loop_ns(pids[name]) - loop) / requests / 1e6)
+        servers = _start(stack)
+        for server in servers:
+            _pairs(server, Cost(server.name), WARM_UP)
+        costs = [Cost(server.name) for server in servers]
+        for first in range(0, pairs, TURN):
+            for server, cost in zip(servers, costs, strict=True):
+                before = server.exporters_us()
+                _pairs(server, cost, min(TURN, pairs - first))
+                cost.exporter_us += (server.exporters_us() - before) / pairs
         time.sleep(SETTLE)
-        _check(stack, (rounds + 1) * requests)
-    return [
-        Cost(name, of_loop, others[name] / rounds / requests / 1e6)
-        for name, of_loop in loops.items()
-    ]
+        _check(stack, WARM_UP + pairs)
+    return costs
 
 
-def _start(stack: Vllm) -> dict[str, int]:
-    """Starts the servers; returns their ports."""
+def _pairs(server: Server, cost: Cost, count: int) -> None:
+    for number in range(count):
+        turns = [("off", cost.off_us), ("on", cost.on_us)]
+        # Whatever drifts meets both alike.
+        for state, found in turns if number % 2 else reversed(turns):
+            server.switch(state)
+            found.append(server.ask())
+
+
+def _start(stack: Vllm) -> list[Server]:
     native = ["--otlp-traces-endpoint", f"{stack.endpoint}/v1/traces"]
     by_http = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
     servers: dict[str, tuple[list[str], dict[str, str]]] = {
-        OFF: ([], {"OMNITRACE": "0"}),
-        OFF_TOO: ([], {"OMNITRACE": "0"}),
+        NOTHING: ([], {"OMNITRACE": "0"}),
         OURS: ([], {"OMNITRACE": "1"}),
         NATIVE: (native, {"OMNITRACE": "0", **by_http}),
     }
     ports = dict(zip(servers, free_ports(len(servers)), strict=True))
     for name, (options, environment) in servers.items():
         environment["OTEL_SERVICE_NAME"] = name
-        environment["OTEL_BSP_SCHEDULE_DELAY"] = f"{EXPORT_EVERY * 1000:.0f}"
+        # As by default, and not as the tests of this stack have it.
+        environment["OTEL_BSP_SCHEDULE_DELAY"] = "5000"
         environment["OTEL_METRICS_EXPORTER"] = "none"
-        stack.start_node(name, ports[name], options, environment)
+        environment["OMNITRACE_BENCH_SWITCH"] = name
+        environment["PYTHONPATH"] = str(Path(__file__).parent)
+        switch = ["--middleware", "switch.Switch"]
+        stack.start_node(name, ports[name], [*switch, *options], environment)
     for name, port in ports.items():
         stack.wait_for_node(name, port)
-    return ports
-
-
-def _ask(name: str, port: int, requests: int) -> None:
-    answers = Load(port, requests, AT_ONCE, TOKENS).run()
-    failed = [said.error or "no end" for said in answers if said.error or not said.is_whole]
-    if failed:
-        raise SystemExit(f"{name}: {len(failed)} of {requests} requests failed: {failed[0]}")
+    return [Server(name, port, stack.parts[name].process.pid) for name, port in ports.items()]
 
 
 def _check(stack: Vllm, requests: int) -> None:
-    """Each request must be traced, by those who trace."""
-    expected_of = {OFF: 0, OFF_TOO: 0, OURS: requests, NATIVE: requests}
-    for name, expected in expected_of.items():
-        # vLLM's own tracing also shows how it starts.
-        names = [[span["operationName"] for span in trace["spans"]] for trace in stack.traces(name)]
-        found = sum("Decode" in each or "llm_request" in each for each in names)
-        if found != expected:
+    """Each request with its server's tracing on must be traced, and no other."""
+    spans = {NOTHING: "", OURS: "Decode", NATIVE: "llm_request"}
+    for name, span in spans.items():
+        traces = stack.traces(name)
+        found = sum(span in {each["operationName"] for each in trace["spans"]} for trace in traces)
+        if found != (requests if span else 0):
             raise SystemExit(f"{name}: {found} traces of {requests} requests have arrived")
 
 
-def _loop_ns(pid: int) -> int:
-    """CPU time of the main thread, where the event loop runs."""
-    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0])
-
-
-def _others_ns(pid: int) -> int:
-    """CPU time of all other threads, those that have ended too."""
-    # The process's clock, as clock_getcpuclockid(3) makes it: /proc/PID/stat in nanoseconds.
-    return time.clock_gettime_ns((~pid << 3) | 2) - _loop_ns(pid)
-
-
-def _quartile(values: list[float]) -> float:
-    return statistics.quantiles(values, n=4)[0]
+def _thread_ns(pid: int, thread: int) -> int:
+    """CPU time of a thread."""
+    return int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])

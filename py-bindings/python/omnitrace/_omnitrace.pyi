@@ -216,9 +216,13 @@ def action(
     """
 
 def extract(
-    carrier: Mapping[str, str] | _Carrier, request_id: str | None = None
+    carrier: Mapping[str, str] | _Carrier | list[tuple[bytes, bytes]],
+    request_id: str | None = None,
 ) -> SpanContext | None:
     """Reads the trace context that came with a call; None if it has no valid one.
+
+    ``carrier`` is a mapping, anything with ``get(name)``, or an ASGI scope's list of
+    ``headers`` (in Starlette and FastAPI ``request.headers.raw``), which is the cheapest.
 
     ``OTEL_PROPAGATORS`` says in which formats it may be.
 

@@ -50,6 +50,11 @@ def register() -> None:
         return
     _registered = True
     # Only now: a vLLM that is not traced does not load any of it.
+    from . import _endpoint
     from ._plugin import install
 
+    _endpoint.note()
+    # In processes that vLLM starts; else it is learnt.
+    if os.environ.get("ROLE", "").strip():
+        _endpoint.settle()
     install()

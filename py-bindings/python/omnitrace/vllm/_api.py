@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -237,9 +237,9 @@ def _make_room(requests: dict[str, Any]) -> None:
         requests.pop(next(iter(requests)))
 
 
-def _id(prefix: str, request: Any, headers: Mapping[str, str]) -> str | None:
+def _id(prefix: str, request: Any, headers: _carrier.Headers) -> str | None:
     """The id that vLLM will give a request: the client's own, else one that it has."""
-    base = headers.get("x-request-id") or getattr(request, "request_id", None)
+    base = _carrier.request_id(headers) or getattr(request, "request_id", None)
     return f"{prefix}{base}" if base else None
 
 

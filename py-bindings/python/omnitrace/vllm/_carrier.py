@@ -6,7 +6,7 @@ us."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union
 
 from .. import _omnitrace as omnitrace
 
@@ -14,35 +14,27 @@ _OURS = "omnitrace"
 """We have added to these headers; among parameters, what we have added."""
 _OWN = "omnitrace-own"
 """The names of those that were there without us; absent if there was no mapping at all."""
-_OF_CALL = frozenset(
-    [
-        b"x-request-id",
-        b"traceparent",
-        b"tracestate",
-        b"baggage",
-        b"b3",
-        b"x-b3-traceid",
-        b"x-b3-spanid",
-        b"x-b3-sampled",
-        b"x-b3-flags",
-    ]
-)
-"""All headers in which a caller's request id and trace may be."""
+Headers = Union[Mapping[str, str], list[tuple[bytes, bytes]]]
+"""Of a call; as ASGI has them where there is a way to get at them."""
 
 
-def of_call(raw_request: Any) -> Mapping[str, str]:
+def of_call(raw_request: Any) -> Headers:
     """What an HTTP request says of its id and its trace."""
     headers = getattr(raw_request, "headers", None)
     # Starlette goes through all of its headers to find one.
     raw: list[tuple[bytes, bytes]] | None = getattr(headers, "raw", None)
-    if raw is None:
-        return headers or {}
-    # Of several with one name the first counts.
-    return {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in reversed(raw)
-        if name in _OF_CALL
-    }
+    return headers or {} if raw is None else raw
+
+
+def request_id(headers: Headers) -> str | None:
+    """The id that a client gives its request."""
+    if isinstance(headers, list):
+        for name, value in headers:
+            # ASGI's names are in lower case.
+            if name == b"x-request-id":
+                return value.decode("latin-1")
+        return None
+    return headers.get("x-request-id")
 
 
 def put(message: Any, request_id: str) -> None:

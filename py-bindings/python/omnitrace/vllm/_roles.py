@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from . import _endpoint
+
 PREFILL, DECODE, SERVE = "prefill", "decode", "serve"
 
 _BY_KV_ROLE = {"kv_producer": PREFILL, "kv_consumer": DECODE}
@@ -41,6 +43,7 @@ def learn(vllm_config: Any) -> None:
         os.environ["ROLE"] = _BY_KV_ROLE.get(str(kv_role), SERVE)
     # It is asked for with each request, and to read the environment takes long.
     _learnt = _of_environment()
+    _endpoint.settle()
 
 
 def of_request(request: Any) -> str:
