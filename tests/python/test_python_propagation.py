@@ -77,7 +77,9 @@ def test_context_comes_and_goes_in_the_formats_that_are_asked_for(
         if name not in ("tracestate", "baggage")
     }
     assert result.said == [
-        *[[TRACE, CALLER, True]] * 3,
+        [TRACE, CALLER, True],
+        [TRACE, CALLER, True],
+        [TRACE, CALLER, True],
         {**within_the_node, "omnitrace-request-id": "r"},
         outward,
     ]
