@@ -54,11 +54,7 @@ pub(crate) fn value(object: &Bound<'_, PyAny>) -> Value {
     if let Some(value) = plain(object.as_borrowed()) {
         return value.to_value();
     }
-    let items: Option<Vec<Bound<'_, PyAny>>> = match object.cast::<PyList>() {
-        Ok(list) => Some(list.iter().collect()),
-        Err(_) => object.cast::<PyTuple>().ok().map(|t| t.iter().collect()),
-    };
-    match items {
+    match items(object) {
         Some(items) => array(&items).map_or_else(|| text(object).as_ref().into(), Value::Array),
         None => scalar(object),
     }
@@ -118,18 +114,64 @@ pub(crate) fn with_attributes<T>(
     }
     let mut record = Some(record);
     let done = with_critical_section(mapping, || {
-        let mut pairs = ArrayVec::<Pair<'_>, PLAIN>::new();
-        let all_plain = cpython::each_entry(mapping, |k, v| {
-            let pair = key(k).zip(plain(v));
-            pair.is_some_and(|pair| pairs.try_push(pair).is_ok())
+        if let Some(pairs) = plain_pairs(mapping, &[]) {
+            return record.take().and_then(|record| record(&pairs));
+        }
+        let mut lists = ArrayVec::<Value, LISTS>::new();
+        let all_read = cpython::each_entry(mapping, |_, v| {
+            !is_list(v) || plain_list(v).is_some_and(|list| lists.try_push(list).is_ok())
         });
-        record
-            .take_if(|_| all_plain)
-            .and_then(|record| record(&pairs))
+        let pairs = plain_pairs(mapping, &lists).filter(|_| all_read)?;
+        record.take().and_then(|record| record(&pairs))
     });
     match record {
         Some(record) => with_entries(mapping, record),
         None => done,
+    }
+}
+
+/// Most lists among them.
+const LISTS: usize = 4;
+
+/// The entries of a dictionary, in which `lists` are, in their order; none if Python
+/// code must run to read them.
+#[inline]
+fn plain_pairs<'a>(
+    mapping: &'a Bound<'_, PyAny>,
+    lists: &'a [Value],
+) -> Option<ArrayVec<Pair<'a>, PLAIN>> {
+    let mut pairs = ArrayVec::new();
+    let mut lists = lists.iter();
+    let all_plain = cpython::each_entry(mapping, |k, v| {
+        let value = plain(v).or_else(|| lists.next().filter(|_| is_list(v)).map(Value::as_ref));
+        let pair = key(k).zip(value);
+        pair.is_some_and(|pair| pairs.try_push(pair).is_ok())
+    });
+    all_plain.then_some(pairs)
+}
+
+#[inline]
+fn is_list(object: Borrowed<'_, '_, PyAny>) -> bool {
+    object.is_exact_instance_of::<PyList>() || object.is_exact_instance_of::<PyTuple>()
+}
+
+/// A list or a tuple of what is [`plain`], all of one type.
+fn plain_list(object: Borrowed<'_, '_, PyAny>) -> Option<Value> {
+    let items = items(&object)?;
+    let all_plain = items.iter().all(|item| plain(item.as_borrowed()).is_some());
+    // Only then is it read without running Python code.
+    if all_plain {
+        array(&items).map(Value::Array)
+    } else {
+        None
+    }
+}
+
+/// The items of a list or a tuple.
+fn items<'py>(object: &Bound<'py, PyAny>) -> Option<Vec<Bound<'py, PyAny>>> {
+    match object.cast::<PyList>() {
+        Ok(list) => Some(list.iter().collect()),
+        Err(_) => object.cast::<PyTuple>().ok().map(|t| t.iter().collect()),
     }
 }
 

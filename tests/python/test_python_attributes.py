@@ -84,6 +84,23 @@ def test_any_other_value_becomes_text_and_none_is_left_out(program: Program, sin
     }
 
 
+def test_lists_of_one_type_are_arrays_and_others_text(program: Program, sink: Sink) -> None:
+    program.run(
+        """
+        for odd in ([], [None], ["a", 1], [[1]], [1 << 70]):
+            attributes = {"first": ["a", "b"], "one": 1, "odd": odd, "last": (0.5,)}
+            with span("lists", attributes=attributes):
+                pass
+        with span("five", attributes={str(n): [n] for n in range(5)}):
+            pass
+        """
+    )
+    assert [span.attributes for span in sink.spans] == [
+        {"first": ["a", "b"], "one": 1, "odd": odd, "last": [0.5]}
+        for odd in ([], "[None]", "['a', 1]", "[[1]]", f"[{1 << 70}]")
+    ] + [{str(n): [n] for n in range(5)}]
+
+
 def test_any_mapping_is_taken_and_what_is_none_is_let_go(program: Program, sink: Sink) -> None:
     found = attributes(
         program,

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=["hooks", "servers"], help="one of the two")
     parser.add_argument(
-        "--pairs", type=int, default=600, help="of requests, for each of the servers (600)"
+        "--pairs", type=int, default=200, help="of requests, for each of the servers (200)"
     )
     arguments = parser.parse_args()
     if arguments.pairs < 20:

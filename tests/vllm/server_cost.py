@@ -24,10 +24,10 @@ from pair import Load, Vllm
 from stack import free_ports
 
 NOTHING, OURS, NATIVE = "nothing", "omnitrace", "native"
-TOKENS = 20
-TURN = 20
+TOKENS = 200
+TURN = 10
 """Pairs of requests, one with tracing and one without, that a server gets at a time."""
-WARM_UP = 30
+WARM_UP = 10
 """Pairs before the clock is read: connections, caches."""
 TAIL = 0.01
 """Seconds that a request's last work may take after its answer."""

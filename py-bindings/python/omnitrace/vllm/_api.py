@@ -96,13 +96,13 @@ class Api:
         if request_id is None:
             return
         omnitrace.extract(headers, request_id)
-        role = _roles.of_request(request)
+        # pydantic warns whoever asks it for max_tokens, and takes long to say that it has none.
+        members = vars(request)
+        role = _roles.of_parameters(members.get("kv_transfer_params"))
         _make_room(self._open)
         self._open[request_id] = _Open(role)
         _current.set(request_id)
         attributes: dict[str, Any] = {"gen_ai.operation.name": operation}
-        # pydantic warns whoever asks it for max_tokens.
-        members = vars(request)
         for name, member in _ASKED:
             if (value := members.get(member)) is not None:
                 attributes[name] = value
@@ -148,7 +148,10 @@ class Api:
     def outputs(self, outputs: Any) -> None:
         """Outputs of the engine have come."""
         for output in getattr(outputs, "outputs", None) or ():
-            if _carrier.take(output, output.request_id):
+            # None of but few; what has no such member may have it elsewhere.
+            if getattr(output, "trace_headers", output) and _carrier.take(
+                output, output.request_id
+            ):
                 _make_room(self._engines)
                 self._engines[output.request_id] = getattr(outputs, "engine_index", 0)
 

@@ -47,18 +47,23 @@ def learn(vllm_config: Any) -> None:
 
 
 def of_request(request: Any) -> str:
-    """The role that a request has here: any of vLLM's classes for one, or None."""
-    role = of_process()
-    if role != SERVE:
-        return role
+    """The role that a request has here: any of the engine's classes for one, or None."""
+    if _learnt is not None and _learnt != SERVE:
+        return _learnt
     params = getattr(request, "kv_transfer_params", None)
     if params is None:
         sampling = getattr(request, "sampling_params", None)
         extra = getattr(sampling, "extra_args", None)
         params = extra.get("kv_transfer_params") if isinstance(extra, Mapping) else None
-    if isinstance(params, Mapping):
+    return of_parameters(params)
+
+
+def of_parameters(params: Any) -> str:
+    """The role that a request with these parameters of KV transfer has here."""
+    role = of_process()
+    if role == SERVE and params and isinstance(params, Mapping):
         if params.get("do_remote_decode"):
             return PREFILL
         if params.get("do_remote_prefill"):
             return DECODE
-    return SERVE
+    return role

@@ -115,6 +115,21 @@ def _coroutine(
     leave: Sequence[Bound],
     error: Sequence[Bound],
 ) -> Callable[..., Any]:
+    # What is called in each step has one, at its end.
+    if len(leave) == 1 and not entry and not error:
+        (last,) = leave
+
+        @functools.wraps(function)
+        async def left(*args: Any, **kwargs: Any) -> Any:
+            result = await function(*args, **kwargs)
+            try:
+                last.fire(args, kwargs, result)
+            except Exception:
+                last.fails()
+            return result
+
+        return left
+
     @functools.wraps(function)
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         _fire(entry, args, kwargs, None)

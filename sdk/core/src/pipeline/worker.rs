@@ -24,6 +24,8 @@ use super::{Command, lock, resource};
 
 /// How often the queue is emptied when nothing asks for it sooner.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
+/// The same while nobody records: each time twice as long, up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// For how long the thread attends to a connection and to nothing else.
 const SLICE: Duration = Duration::from_millis(10);
 
@@ -43,6 +45,9 @@ pub(super) struct Worker {
     began: Instant,
     /// When the queue was last emptied.
     now: Instant,
+    /// Until it is next, and the longest that may be.
+    pause: Duration,
+    longest_pause: Duration,
     stats: Arc<Mutex<Stats>>,
     /// Records and spans lost when somebody last asked.
     lost: u64,
@@ -90,6 +95,8 @@ impl Worker {
             steering: Steering::new(),
             began: Instant::now(),
             now: Instant::now(),
+            pause: DRAIN_EVERY,
+            longest_pause: config.schedule_delay.clamp(DRAIN_EVERY, LONGEST_PAUSE),
             stats,
             lost: 0,
             losses: Losses::default(),
@@ -242,9 +249,8 @@ impl Worker {
     fn until_due(&self) -> Duration {
         let report = self.reporter.as_ref().map(Reporter::due);
         let due = self.delivery.wake_at().into_iter().chain(report).min();
-        due.map_or(DRAIN_EVERY, |at| {
-            at.saturating_duration_since(Instant::now())
-                .min(DRAIN_EVERY)
+        due.map_or(self.pause, |at| {
+            at.saturating_duration_since(Instant::now()).min(self.pause)
         })
     }
 
@@ -267,7 +273,16 @@ impl Worker {
         self.steering.adjust();
         self.now = Instant::now();
         let recorder = Arc::clone(&self.recorder);
-        recorder.queue.drain(|record| self.take(record));
+        let mut is_idle = true;
+        recorder.queue.drain(|record| {
+            is_idle = false;
+            self.take(record);
+        });
+        self.pause = if is_idle {
+            (2 * self.pause).min(self.longest_pause)
+        } else {
+            DRAIN_EVERY
+        };
         let now = self.now.saturating_duration_since(self.began).as_nanos() as u64;
         let (assembler, mut outlet) = self.assembling();
         assembler.settle(now, &mut outlet);
