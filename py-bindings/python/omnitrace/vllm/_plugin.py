@@ -170,9 +170,11 @@ def _fire(hook: Hook, parameters: list[str]) -> Fire:
         return _action(hook, parameters)
     stage = STAGES[hook.do]
     # In the order of the stage's own parameters.
-    names = inspect.signature(stage).parameters
-    getters = [_paths.getter(hook.arguments[name], parameters) for name in names]
+    paths = [hook.arguments[name] for name in inspect.signature(stage).parameters]
+    getters = [_paths.getter(path, parameters) for path in paths]
     # Stages are called in each step of the engine: no list is made for their arguments.
+    if paths == ["result"]:
+        return lambda args, kwargs, result: stage(result)
     if not getters:
         return lambda args, kwargs, result: stage()
     first, *more = getters
