@@ -310,7 +310,8 @@ impl Members {
                     None => break,
                     Some(colon) => {
                         at += colon;
-                        self.key_before(data, at).map_or(State::Search, State::Value)
+                        self.key_before(data, at)
+                            .map_or(State::Search, State::Value)
                     }
                 },
                 State::Value(key) => match (byte, key) {
@@ -450,7 +451,10 @@ mod tests {
         for (event, error) in [
             (r#"{"error":{"message":"out of memory","code":500}}"#, true),
             (r#"{"error":"out of memory"}"#, true),
-            (r#"{"error":null,"choices":[{"delta":{"content":"\"error\":{"}}]}"#, false),
+            (
+                r#"{"error":null,"choices":[{"delta":{"content":"\"error\":{"}}]}"#,
+                false,
+            ),
         ] {
             let mut scanner = Scanner::new();
             scanner.feed(format!("data: {event}\n\n").as_bytes());
