@@ -1,7 +1,8 @@
 # make demo    one request traced end to end, on this machine
 # make test    the tests
 # make lint    format, clippy, ruff, types
-# make bench   what a span costs; bench-vllm: what the hooks cost a real vLLM
+# make bench   what a span costs; bench-vllm: what the hooks cost a real vLLM;
+#              bench-nginx: what the module costs nginx
 # make test-vllm  the vLLM plugin in a real prefill/decode pair
 # make chaos   a million spans through outages of every kind; outage: an hour without a
 #              Collector; interpreters: the tests on every CPython that can be had; miri:
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-vllm lint bench bench-vllm chaos outage interpreters miri module wheel command \
+.PHONY: all demo test test-vllm lint bench bench-nginx bench-vllm chaos outage interpreters miri module wheel command \
     example fmt clean \
     test-rust test-python collector
 
@@ -117,6 +118,10 @@ bench: $(T)/.wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
 	cargo bench --locked -p omnitrace
 	$(PYTHON) tests/bench/python.py
+
+bench-nginx: module $(T)/.venv
+	@.ci/packages wrk
+	PYTHONPATH=tests/nginx $(PYTHON) tests/bench/nginx.py
 
 # With what test-vllm has installed.
 bench-vllm: $(T)/.packages command $(T)/.wheel collector

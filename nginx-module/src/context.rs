@@ -11,7 +11,7 @@ use nginx_sys::{ngx_http_request_t, ngx_pool_cleanup_add};
 use ngx::http::HttpModule;
 use omnitrace::id::{SpanId, TraceId, canonical_request_id};
 use omnitrace::propagation::Propagated;
-use omnitrace::{Sampler, SpanContext};
+use omnitrace::{Action, KeyRef, Sampler, SpanContext, ValueRef};
 
 use crate::HttpOmnitraceModule;
 use crate::actions::{self, Try};
@@ -53,7 +53,7 @@ pub(crate) struct RequestContext<'r> {
     /// Which of nginx's own notes on tries the recorded tries are in.
     pub(crate) covered: RefCell<Vec<Covered>>,
     /// The answer's tokens.
-    pub(crate) tokens: RefCell<Tokens>,
+    pub(crate) tokens: RefCell<Tokens<'r>>,
 }
 
 /// The request or one of its subrequests on its way to an upstream.
@@ -126,7 +126,7 @@ impl<'r> RequestContext<'r> {
             .find(|id| !id.is_empty());
         let request_id = match sent_id {
             Some(id) => request_id::read(request, id),
-            None => request.keep(&request_id::generate())?,
+            None => request.keep_bytes(&request_id::generate())?,
         };
         let header_made = sent_id.is_none() && conf.request_id();
         if header_made {
@@ -169,6 +169,23 @@ impl<'r> RequestContext<'r> {
             recorder.action(context, actions::TIME_RECEIVED, arrived, 0, &[]);
         }
         Ok(context)
+    }
+
+    /// A moment of it, of no try or of the first.
+    pub(crate) fn action<'a>(
+        &'a self,
+        name: &'a str,
+        time: u64,
+        attributes: &'a [(KeyRef<'a>, ValueRef<'a>)],
+    ) -> Action<'a> {
+        Action {
+            name,
+            time,
+            request_id: self.request_id,
+            occurrence: 0,
+            context: self.remote,
+            attributes,
+        }
     }
 
     /// The caller's span id.

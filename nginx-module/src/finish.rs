@@ -1,12 +1,13 @@
 //! The log phase: the request is over, and its root span gets what is known of it.
 
 use nginx_sys::{
-    NGX_HTTP_VERSION_9, NGX_HTTP_VERSION_10, NGX_HTTP_VERSION_11, NGX_HTTP_VERSION_20,
-    ngx_connection_local_sockaddr, ngx_http_core_module, ngx_http_core_srv_conf_t,
-    ngx_http_request_t, ngx_inet_get_port, ngx_int_t, ngx_module_t,
+    NGX_HTTP_CLIENT_CLOSED_REQUEST, NGX_HTTP_VERSION_9, NGX_HTTP_VERSION_10, NGX_HTTP_VERSION_11,
+    NGX_HTTP_VERSION_20, ngx_connection_local_sockaddr, ngx_http_core_module,
+    ngx_http_core_srv_conf_t, ngx_http_request_t, ngx_inet_get_port, ngx_int_t, ngx_module_t,
 };
 use ngx::core::Status;
 use ngx::http::HttpModuleConfExt;
+use omnitrace::ValueRef;
 
 use crate::actions;
 use crate::clock;
@@ -16,9 +17,6 @@ use crate::guard::guard;
 use crate::recorder::{Attributes, Recorder};
 use crate::request::{Request, bytes};
 use crate::upstream::states;
-
-/// Renames the span whose action carries it; a contract with the core's assembler.
-const SPAN_NAME: &str = "omnitrace.span.name";
 
 /// nginx's number for HTTP/3, which older ones do not have.
 const HTTP_3: u32 = 3000;
@@ -57,25 +55,23 @@ fn finish(request: Request<'_>) {
     }
     states::record_rest(context, recorder, now);
 
-    let mut attributes = Attributes::with_capacity(24 + conf.span_attrs().len());
+    let tokens = context.tokens.take();
+    let mut attributes = Attributes::with_capacity(32 + conf.span_attrs().len());
     describe(&mut attributes, request, context);
-    context
-        .tokens
-        .borrow()
-        .describe(&mut attributes, context.arrived);
+    tokens.describe(&mut attributes, context.arrived);
     if let Some(name) = conf.span_name().and_then(|name| request.evaluate(name)) {
-        attributes.text(SPAN_NAME, request.text(name));
+        // Renames the span, by contract with the core's assembler.
+        attributes.text(key!("omnitrace.span.name"), request.text(name));
     }
     for (key, value) in conf.span_attrs() {
         if let Some(value) = request.evaluate(*value) {
-            attributes.text(key, request.text(value));
+            attributes.text(key.as_str().into(), request.text(value));
         }
     }
-    recorder.action(
+    recorder.last_action(
         context,
         actions::RECEIVED_ALL_TOKENS,
         now,
-        0,
         attributes.as_slice(),
     );
 }
@@ -98,16 +94,19 @@ fn describe<'r>(
                 .map(|header| bytes(header.value)),
         )
     };
-    attributes.text("http.request.method", request.method());
+    attributes.text(key!("http.request.method"), request.method());
     let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-    attributes.text("url.path", request.text(path));
-    attributes.text("url.scheme", if is_tls(request) { "https" } else { "http" });
-    attributes.text("http.route", request.text(context.route));
-    attributes.text("network.protocol.version", version(&request));
-    describe_server(attributes, request);
-    attributes.text("client.address", request.text(client));
+    attributes.text(key!("url.path"), request.text(path));
     attributes.text(
-        "user_agent.original",
+        key!("url.scheme"),
+        if is_tls(request) { "https" } else { "http" },
+    );
+    attributes.text(key!("http.route"), request.text(context.route));
+    attributes.text(key!("network.protocol.version"), version(&request));
+    describe_server(attributes, request);
+    attributes.text(key!("client.address"), request.text(client));
+    attributes.text(
+        key!("user_agent.original"),
         request.text(agent.unwrap_or_default()),
     );
 
@@ -116,15 +115,51 @@ fn describe<'r>(
         status => status,
     };
     if status != 0 {
-        attributes.integer("http.response.status_code", status as i64);
+        attributes.integer(key!("http.response.status_code"), status as i64);
     }
+    if is_gone(request, status) {
+        attributes.push(key!("omnitrace.client_closed"), ValueRef::Bool(true));
+    }
+    attributes.text(key!("omnitrace.cache.status"), cache_status(request));
     // On a SERVER span 4xx is the caller's error, not ours (HTTP semantic conventions).
     if status >= 500 {
         attributes.text(
-            "error.type",
+            key!("error.type"),
             request.keep(&status.to_string()).unwrap_or_default(),
         );
     }
+}
+
+/// Whether the client left before it had its answer.
+fn is_gone(request: Request<'_>, status: usize) -> bool {
+    // SAFETY: a request has its connection.
+    let connection = unsafe { &*request.connection };
+    status == NGX_HTTP_CLIENT_CLOSED_REQUEST as usize
+        || connection.error() != 0
+        || connection.timedout() != 0
+}
+
+/// Whether the answer came from a cache, in nginx's own words.
+#[cfg(ngx_feature = "http_cache")]
+fn cache_status(request: Request<'_>) -> &'static str {
+    const WORDS: [&str; 8] = [
+        "",
+        "MISS",
+        "BYPASS",
+        "EXPIRED",
+        "STALE",
+        "UPDATING",
+        "REVALIDATED",
+        "HIT",
+    ];
+    // SAFETY: an upstream lives as long as its request.
+    let status = unsafe { request.upstream.as_ref() }.map_or(0, |u| u.cache_status());
+    WORDS.get(status as usize).copied().unwrap_or_default()
+}
+
+#[cfg(not(ngx_feature = "http_cache"))]
+fn cache_status(_: Request<'_>) -> &'static str {
+    ""
 }
 
 /// The HTTP version as the semantic conventions write it; nothing for a request line that could not
@@ -157,7 +192,7 @@ fn describe_server<'r>(attributes: &mut Attributes<'r>, request: Request<'r>) {
     } else {
         asked
     };
-    attributes.text("server.address", request.text(name));
+    attributes.text(key!("server.address"), request.text(name));
 
     // SAFETY: the connection is live; nginx looks its own address up and keeps it.
     let port = unsafe {
@@ -170,7 +205,7 @@ fn describe_server<'r>(attributes: &mut Attributes<'r>, request: Request<'r>) {
         }
     };
     if port != 0 {
-        attributes.integer("server.port", port.into());
+        attributes.integer(key!("server.port"), port.into());
     }
 }
 

@@ -1,11 +1,11 @@
 //! omnitrace for nginx: the root span of every request, and a CLIENT span for every upstream try.
 //!
 //! ```text
-//!  rewrite phase ──► upstream tries ──► filters ──► log phase       (rewrite, upstream, tokens, finish)
-//!        └──────────────── RequestContext ──────────────┘           (context)
+//!  rewrite ─► preaccess ─► upstream tries ─► filters ─► log     (rewrite, announce, upstream, tokens, finish)
+//!     └───────────────── RequestContext ─────────────────┘       (context)
 //!                               │ actions
 //!                               ▼
-//!                      Recorder ─► the core crate                   (recorder, process)
+//!                      Recorder ─► the core crate                (recorder, process)
 //! ```
 
 #![allow(unsafe_code)]
@@ -15,7 +15,8 @@ use std::ptr;
 use nginx_sys::{
     NGX_HTTP_MODULE, ngx_array_push, ngx_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
     ngx_http_handler_pt, ngx_http_module_t, ngx_http_phases_NGX_HTTP_LOG_PHASE,
-    ngx_http_phases_NGX_HTTP_REWRITE_PHASE, ngx_int_t, ngx_module_t, ngx_uint_t,
+    ngx_http_phases_NGX_HTTP_PREACCESS_PHASE, ngx_http_phases_NGX_HTTP_REWRITE_PHASE, ngx_int_t,
+    ngx_module_t, ngx_uint_t,
 };
 use ngx::core::Status;
 use ngx::http::{HttpModule, HttpModuleConfExt, HttpModuleLocationConf, HttpModuleMainConf};
@@ -27,16 +28,19 @@ use crate::guard::guard;
 
 #[macro_use]
 mod log;
+#[macro_use]
+mod recorder;
 
 mod actions;
+mod announce;
 mod clock;
+mod compatibility;
 mod conf;
 mod context;
 mod finish;
 mod guard;
 mod headers;
 mod process;
-mod recorder;
 mod request;
 mod request_id;
 mod rewrite;
@@ -116,6 +120,11 @@ fn complete(cf: &mut ngx_conf_t) -> Result<(), Status> {
         return Ok(());
     }
     add_handler(cf, ngx_http_phases_NGX_HTTP_REWRITE_PHASE, rewrite::handler)?;
+    add_handler(
+        cf,
+        ngx_http_phases_NGX_HTTP_PREACCESS_PHASE,
+        announce::handler,
+    )?;
     add_handler(cf, ngx_http_phases_NGX_HTTP_LOG_PHASE, finish::handler)?;
     tokens::insert_filters();
     Ok(())

@@ -11,6 +11,14 @@ use omnitrace::{Action, Config, KeyRef, Pipeline, Sampler, Stats, ValueRef};
 
 use crate::context::RequestContext;
 
+/// An attribute's key, by its number: the text is written down once.
+macro_rules! key {
+    ($text:literal) => {{
+        static KEY: omnitrace::Key = omnitrace::Key::new($text);
+        KEY.get()
+    }};
+}
+
 /// The worker's recorder, from `init_process` to `exit_process`.
 static RECORDER: AtomicPtr<Recorder> = AtomicPtr::new(ptr::null_mut());
 
@@ -73,15 +81,24 @@ impl Recorder {
         occurrence: u16,
         attributes: &[(KeyRef<'_>, ValueRef<'_>)],
     ) {
-        // A full queue drops the action, and counts it.
-        self.pipeline.recorder().action(&Action {
-            name,
-            time,
-            request_id: context.request_id,
+        let action = Action {
             occurrence,
-            context: context.remote,
-            attributes,
-        });
+            ..context.action(name, time, attributes)
+        };
+        // A full queue drops the action, and counts it.
+        self.pipeline.recorder().action(&action);
+    }
+
+    /// Records the action after which nothing more comes of a request.
+    pub(crate) fn last_action(
+        &self,
+        context: &RequestContext,
+        name: &str,
+        time: u64,
+        attributes: &[(KeyRef<'_>, ValueRef<'_>)],
+    ) {
+        let action = context.action(name, time, attributes);
+        self.pipeline.recorder().last_action(&action);
     }
 
     /// The id of a phase's span, as the assembler derives it.
@@ -108,18 +125,18 @@ impl<'r> Attributes<'r> {
         Self(Vec::with_capacity(count))
     }
 
-    pub(crate) fn push(&mut self, key: &'r str, value: ValueRef<'r>) {
-        self.0.push((key.into(), value));
+    pub(crate) fn push(&mut self, key: KeyRef<'r>, value: ValueRef<'r>) {
+        self.0.push((key, value));
     }
 
     /// Adds text, unless it is empty.
-    pub(crate) fn text(&mut self, key: &'r str, value: &'r str) {
+    pub(crate) fn text(&mut self, key: KeyRef<'r>, value: &'r str) {
         if !value.is_empty() {
             self.push(key, ValueRef::Str(value));
         }
     }
 
-    pub(crate) fn integer(&mut self, key: &'r str, value: i64) {
+    pub(crate) fn integer(&mut self, key: KeyRef<'r>, value: i64) {
         self.push(key, ValueRef::I64(value));
     }
 

@@ -72,6 +72,13 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Bytes that are text, as text that lives as long as the request.
+    pub(crate) fn keep_bytes(self, text: &[u8]) -> Result<&'r str, OutOfMemory> {
+        let copy = self.copy(text)?;
+        // SAFETY: the copy is in the pool.
+        Ok(self.text(unsafe { bytes(copy) }))
+    }
+
     /// Text that lives as long as the request.
     pub(crate) fn keep(self, text: &str) -> Result<&'r str, OutOfMemory> {
         let copy = self.copy(text.as_bytes())?;

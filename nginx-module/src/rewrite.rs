@@ -1,19 +1,16 @@
-//! The rewrite phase: a request is taken into its trace, and its headers say so to the upstream.
+//! The rewrite phase: a request is taken into its trace.
 //!
 //! The handler runs again after each internal redirect and for each subrequest, always with the
 //! configuration of the location at hand.
 
 use nginx_sys::{ngx_http_request_t, ngx_int_t};
 use ngx::core::Status;
-use omnitrace::SpanContext;
-use omnitrace::propagation::Propagated;
 
 use crate::conf::location::{LocationConfig, Trace};
-use crate::context::{Hop, RequestContext};
+use crate::context::RequestContext;
 use crate::guard::guard;
-use crate::headers::{self, HeaderName};
 use crate::recorder::Recorder;
-use crate::request::{OutOfMemory, Request};
+use crate::request::Request;
 
 /// Handler of the rewrite phase.
 pub(crate) unsafe extern "C" fn handler(request: *mut ngx_http_request_t) -> ngx_int_t {
@@ -27,80 +24,13 @@ pub(crate) unsafe extern "C" fn handler(request: *mut ngx_http_request_t) -> ngx
 }
 
 fn enter(request: Request<'_>) {
-    let Some(recorder) = Recorder::get() else {
-        return;
-    };
     let conf = LocationConfig::of(request);
-    if matches!(conf.trace(), Trace::Off) {
+    if matches!(conf.trace(), Trace::Off) || Recorder::get().is_none() {
         return;
     }
-    let Some(context) = RequestContext::of_or_new(request, conf) else {
-        return;
-    };
-    let mut hop = context.hop(request);
-    if conf.context().inject {
-        // Without memory the upstream gets the old header: a gap in the trace, no more.
-        let _ = announce(request, recorder, context, conf, &mut hop);
-    }
-    context.set_hop(hop);
-}
-
-/// Writes the headers that announce this request's first try to the upstream.
-fn announce(
-    request: Request<'_>,
-    recorder: &Recorder,
-    context: &RequestContext,
-    conf: &LocationConfig,
-    hop: &mut Hop,
-) -> Result<(), OutOfMemory> {
-    let kind = conf.upstream_role();
-    if hop
-        .announced
-        .is_some_and(|(announced, _)| announced == kind)
+    if let Some(context) = RequestContext::of_or_new(request, conf)
+        && !request.is_main()
     {
-        return Ok(());
+        context.set_hop(context.hop(request));
     }
-    if !hop.owns_headers {
-        headers::unshare(request)?;
-        hop.owns_headers = true;
-    }
-    if let Some((other, number)) = hop.announced.take() {
-        context.give_back(other, number);
-    }
-    let parent = match context.remote {
-        // There will be no span here to be a parent.
-        Some(remote) if !context.sampled.get() => remote.span_id,
-        _ => {
-            let number = context.number(kind);
-            hop.announced = Some((kind, number));
-            context.try_span(recorder, kind, number)
-        }
-    };
-    let announced = Propagated {
-        context: Some(SpanContext {
-            trace_id: context.trace_id,
-            span_id: parent,
-            flags: context.flags(),
-        }),
-        debug: context.debug,
-        ..Propagated::default()
-    };
-    let mut written = Vec::with_capacity(4);
-    recorder.propagators().inject(&announced, |name, value| {
-        written.push((name, request.copy(value.as_bytes())));
-    });
-    for &name in recorder.propagators().fields() {
-        // What the caller passes on goes on, but for the state of a trace that is not continued
-        // here (W3C Trace Context, section 3.3).
-        let passes = name == "baggage" || name == "tracestate" && context.remote.is_some();
-        let Some(header) = HeaderName::of_context(name).filter(|_| !passes) else {
-            continue;
-        };
-        match written.iter().position(|(known, _)| *known == name) {
-            Some(at) => headers::set(request, header, written.swap_remove(at).1?)?,
-            // Another spelling of the caller's own span.
-            None => headers::remove(request, header)?,
-        }
-    }
-    Ok(())
 }

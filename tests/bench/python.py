@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass
 
 from contestants import CONTESTANTS
 from measure import Cost, Settings, measure
+from span_sink import REPOSITORY, Sink
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TITLE = (
     "Recording from Python: µs of CPU time per span with 6 attributes, or per action; "
     "lost: at up to 100,000 records a second with the default queue"
@@ -44,45 +44,6 @@ PACKAGES = (
 # Room for waiting spans that no contestant fills in a run.
 LOSSLESS = 1 << 20
 HEAD = ("", "caller", "process", "lost", "caller ×", "process ×")
-
-
-class Sink:
-    """The sink of the Rust bench: counts the spans that arrive."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [_sink_program(), "sink"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        self.endpoint = self._answer()
-
-    def spans(self) -> int:
-        """Spans that have arrived so far."""
-        assert self._process.stdin
-        self._process.stdin.write("\n")
-        return int(self._answer())
-
-    def close(self) -> None:
-        """Ends it."""
-        self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
-
-
-def _sink_program() -> str:
-    command = ["cargo", "bench", "--locked", "--no-run", "-p", "omnitrace"]
-    command += ["--bench", "recording", "--message-format=json-render-diagnostics"]
-    output = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
-    for line in output.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("target", {}).get("name") == "recording":
-            return str(message["executable"])
-    raise SystemExit("cargo built no sink")
 
 
 @dataclass

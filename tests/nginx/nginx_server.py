@@ -97,6 +97,8 @@ class Nginx:
     directory: Path
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    expected: str = r"$^"
+    """Alerts that the test itself causes."""
 
     @property
     def url(self) -> str:
@@ -224,5 +226,6 @@ class Nginx:
             line
             for line in self.log().splitlines()
             if re.search(r"\[(alert|emerg|crit)\]|panicked|internal error|exited on signal", line)
+            and not re.search(self.expected, line)
         ]
         assert bad == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -9,11 +10,13 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from nginx_peers import Collector
+from nginx_peers import Collector, Received, StartUpstream
 from nginx_server import Nginx, free_port, get, tracing
 from nginx_trees import root, trees
 
@@ -48,32 +51,6 @@ def total(nginx: Nginx, name: str) -> int:
     return sum(books[name] for books in nginx.books())
 
 
-def test_reloads_under_load_lose_nothing(nginx: Nginx, collector: Collector) -> None:
-    nginx.start(site(nginx, tracing(collector)), main="worker_processes 2;")
-    stop = threading.Event()
-    sent = [0] * 4
-
-    def load(client: int) -> None:
-        while not stop.is_set():
-            id = f"{client}-{sent[client]}"
-            assert get(nginx, headers={"X-Request-Id": id}).status == 200
-            sent[client] += 1
-
-    clients = [threading.Thread(target=load, args=(client,)) for client in range(4)]
-    for client in clients:
-        client.start()
-    for _ in range(3):
-        nginx.reload()
-    stop.set()
-    for client in clients:
-        client.join()
-    nginx.stop()
-    expected = {f"{client}-{n}": 1 for client in range(4) for n in range(sent[client])}
-    assert exported_ids(collector) == expected
-    assert len(nginx.books()) == 8
-    assert total(nginx, "exported") == total(nginx, "created") == sum(sent)
-
-
 @pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGTERM, signal.SIGINT])
 def test_every_way_to_stop_delivers_what_is_there(
     how: signal.Signals, nginx: Nginx, collector: Collector
@@ -83,6 +60,161 @@ def test_every_way_to_stop_delivers_what_is_there(
         get(nginx, headers={"X-Request-Id": str(n)})
     nginx.stop(how)
     assert exported_ids(collector) == {str(n): 1 for n in range(10)}
+
+
+def waiting(nginx: Nginx) -> socket.socket:
+    """A client that has got the beginning of an answer which does not end."""
+    connection = socket.create_connection(("127.0.0.1", nginx.port), timeout=10)
+    connection.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+    while b"begin" not in connection.recv(65536):
+        pass
+    return connection
+
+
+def endless(handler: BaseHTTPRequestHandler, _: Received) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"begin")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+
+def test_a_worker_that_is_told_to_leave_ends_its_requests_spans(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    server = upstream(endless)
+    nginx.start(
+        f"""{tracing(collector)} proxy_buffering off;
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{ proxy_pass http://{server.address}; }}
+        }}""",
+        main="worker_shutdown_timeout 200ms;",
+    )
+    [old] = nginx.workers()
+    with waiting(nginx):
+        nginx.reload()
+        nginx.wait_for(lambda: old not in nginx.workers(), "the old worker lingers")
+    [book] = nginx.books()
+    assert (book["created"], book["exported"]) == (2, 2)
+    names = {**nginx.names, server.port: "<upstream>"}
+    [(name, _, _, _, _, [call])] = trees(collector.spans, names)
+    assert (name, call[0], call[2]) == ("Trace for Omni Proxy", "Upstream request", True)
+
+
+def test_what_is_open_when_nginx_stops_at_once_is_marked_incomplete(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    server = upstream(endless)
+    nginx.start(
+        f"""{tracing(collector)} proxy_buffering off;
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{ proxy_pass http://{server.address}; }}
+        }}"""
+    )
+    with waiting(nginx):
+        nginx.stop(signal.SIGTERM)
+    names = {**nginx.names, server.port: "<upstream>"}
+    [(name, _, _, attributes, _, [call])] = trees(collector.spans, names)
+    assert (name, call[0]) == ("Trace for Omni Proxy", "Upstream request")
+    assert attributes["omnitrace.incomplete"] and call[3]["omnitrace.incomplete"]
+
+
+def test_a_worker_that_dies_is_followed_by_one_that_traces(
+    nginx: Nginx, collector: Collector
+) -> None:
+    nginx.expected = "exited on signal 9"
+    nginx.start(site(nginx, tracing(collector)))
+    get(nginx, headers={"X-Request-Id": "first"})
+    nginx.wait_for(lambda: len(collector.spans) == 1, "no span")
+    [old] = nginx.workers()
+    os.kill(old, signal.SIGKILL)
+    nginx.wait_for(lambda: bool(nginx.workers() - {old}), "no new worker")
+    get(nginx, headers={"X-Request-Id": "second"})
+    nginx.stop()
+    assert exported_ids(collector) == {"first": 1, "second": 1}
+
+
+def test_another_binary_takes_over_without_losing_a_span(
+    nginx: Nginx, collector: Collector
+) -> None:
+    # A master that is its starter's child ignores the signal.
+    nginx.configure(site(nginx, tracing(collector)), main="daemon on;")
+    subprocess.run(nginx.command(), check=True)
+    pid_file, old_pid_file = (nginx.directory / f"nginx.pid{end}" for end in ("", ".oldbin"))
+    old = int(pid_file.read_text())
+    get(nginx, headers={"X-Request-Id": "old"})
+    os.kill(old, signal.SIGUSR2)
+    nginx.wait_for(lambda: old_pid_file.exists() and pid_file.exists(), "no new master")
+    new = int(pid_file.read_text())
+    children = Path(f"/proc/{new}/task/{new}/children")
+    nginx.wait_for(lambda: bool(children.read_text()), "the new master has no worker")
+    get(nginx, headers={"X-Request-Id": "both"})
+    os.kill(old, signal.SIGQUIT)
+    nginx.wait_for(lambda: not old_pid_file.exists(), "the old master does not end")
+    get(nginx, headers={"X-Request-Id": "new"})
+    os.kill(new, signal.SIGQUIT)
+    nginx.wait_for(lambda: not pid_file.exists(), "the new master does not end")
+    assert exported_ids(collector) == {"old": 1, "both": 1, "new": 1}
+    assert total(nginx, "created") == total(nginx, "exported") == 3
+
+
+def test_a_collector_whose_name_nobody_knows_costs_no_request(nginx: Nginx) -> None:
+    log = nginx.directory / "log"
+    nginx.start(site(nginx, exporting_to("http://collector.invalid:4318", log)))
+    for n in range(5):
+        assert get(nginx, headers={"X-Request-Id": str(n)}).status == 200
+    nginx.stop()
+    assert logged_ids(log) == {str(n): 1 for n in range(5)}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "http/json", "grpc"])
+def test_a_collector_behind_a_socket_of_the_file_system_is_reached(
+    protocol: str, nginx: Nginx, collector: Collector
+) -> None:
+    path = nginx.directory / "collector.sock"
+    taken = forwarded(path, collector)
+    log = nginx.directory / "log"
+    directives = exporting_to(f"unix:{path}", log).replace("{ ", f"{{ protocol {protocol}; ", 1)
+    nginx.start(site(nginx, directives))
+    get(nginx, headers={"X-Request-Id": "x"})
+    nginx.stop()
+    if protocol == "http/protobuf":
+        assert exported_ids(collector) == {"x": 1}
+    # The Collector here speaks protobuf over HTTP alone; that the others come is what counts.
+    assert taken[0].startswith({"grpc": b"PRI * HTTP/2.0"}.get(protocol, b"POST /v1/traces"))
+
+
+def forwarded(path: Path, collector: Collector) -> list[bytes]:
+    """Passes what comes to a socket on to a Collector; the first bytes of each connection."""
+    taken: list[bytes] = []
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    path.chmod(0o666)
+
+    def copy(source: socket.socket, target: socket.socket, noted: list[bytes]) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                noted.append(piece)
+                target.sendall(piece)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                onward = socket.create_connection(("127.0.0.1", collector.server.server_port))
+                for ends in ((connection, onward, taken), (onward, connection, [])):
+                    threading.Thread(target=copy, args=ends, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return taken
 
 
 def test_one_process_is_enough(nginx: Nginx, collector: Collector) -> None:

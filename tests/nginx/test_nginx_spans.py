@@ -180,7 +180,9 @@ def test_a_client_that_leaves_ends_its_call(
     left.set()
     nginx.stop()
     names = {**nginx.names, server.port: "<upstream>"}
-    more = {"server.address": "x", "user_agent.original": None}
+    more = {
+        "server.address": "x", "user_agent.original": None, "omnitrace.client_closed": True,
+    }  # fmt: skip
     client = call(200, error="client_closed")
     assert trees(collector.spans, names) == [root("/", "/", 200, children=[client], more=more)]
 
@@ -201,7 +203,11 @@ def test_a_cached_answer_has_no_call(
     assert [get(nginx).text, get(nginx).text] == ["ok", "ok"]
     nginx.stop()
     names = {**nginx.names, server.port: "<upstream>"}
-    assert trees(collector.spans, names) == [root("/", "/", children=[call()]), root("/", "/")]
+    asked, hit = ({"omnitrace.cache.status": word} for word in ("MISS", "HIT"))
+    assert trees(collector.spans, names) == [
+        root("/", "/", children=[call()], more=asked),
+        root("/", "/", more=hit),
+    ]
     # The cache's own processes start no exporter.
     assert len(nginx.books()) == 1
 

@@ -55,10 +55,12 @@ def answered(nginx: Nginx, collector: Collector, upstream: StartUpstream) -> Ans
     return run
 
 
-def streamed(count: int, usage: dict[str, int] | None = None) -> list[Tree]:
+def streamed(
+    count: int, usage: dict[str, int] | None = None, more: Mapping[str, object] | None = None
+) -> list[Tree]:
     """The tree of a request whose answer had so many tokens."""
     usage = {f"gen_ai.usage.{key}_tokens": value for key, value in (usage or {}).items()}
-    found = {"omnitrace.tokens.count": count, **usage}
+    found = {"omnitrace.tokens.count": count, **usage, **(more or {})}
     return [root("/", "/", events=TOKENS[:count], children=[call()], more=found)]
 
 
@@ -81,15 +83,19 @@ def test_an_answer_without_content_has_no_tokens(answered: Answered) -> None:
 def test_tokens_are_seen_before_nginx_compresses_them(answered: Answered) -> None:
     pieces = [ANSWER[:500], ANSWER[500:]]
     body, trees = answered(
-        stream(pieces), "gzip on; gzip_min_length 1;", {"Accept-Encoding": "gzip"}
+        stream(pieces),
+        "proxy_buffering off; gzip on; gzip_min_length 1;",
+        {"Accept-Encoding": "gzip"},
     )
     assert (gzip.decompress(body), trees) == (ANSWER, streamed(4, {"input": 7, "output": 4}))
 
 
-def test_what_the_upstream_has_compressed_is_left_alone(answered: Answered) -> None:
+def test_what_the_upstream_has_compressed_is_noted_and_left_alone(answered: Answered) -> None:
     body = gzip.compress(ANSWER)
     headers = {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}
-    assert answered(reply(200, body, headers)) == (body, [root("/", "/", children=[call()])])
+    noted = {"omnitrace.tokens.unreadable": "gzip"}
+    expected = [root("/", "/", children=[call()], more=noted)]
+    assert answered(reply(200, body, headers)) == (body, expected)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,37 @@ def test_the_tokens_directive(
     body, trees = answered(stream([chunk("A"), DONE], content_type), f"omnitrace_tokens {mode};")
     assert body == chunk("A") + DONE
     assert trees == (streamed(1) if found else [root("/", "/", children=[call()])])
+
+
+def test_tokens_that_nginx_collects_are_marked_as_delayed(answered: Answered) -> None:
+    body = chunk("A") + chunk("B") + DONE
+    answer = reply(200, body, {"Content-Type": "text/event-stream"})
+    delayed = streamed(2, more={"omnitrace.tokens.delayed": True})
+    assert answered(answer, "proxy_buffering on;") == (body, delayed)
+
+
+def test_an_answer_that_is_no_stream_has_its_usage(answered: Answered) -> None:
+    whole = {
+        "choices": [{"message": {"role": "assistant", "content": "data: {}\n\n"}}],
+        "usage": {"prompt_tokens": 3, "total_tokens": 8, "completion_tokens": 5},
+    }
+    body = json.dumps(whole, indent=1).encode()
+    usage = {"gen_ai.usage.input_tokens": 3, "gen_ai.usage.output_tokens": 5}
+    expected = [root("/", "/", children=[call()], more=usage)]
+    assert answered(reply(200, body, {"Content-Type": "application/json"})) == (body, expected)
+
+
+def test_an_error_in_the_middle_of_a_stream_is_noted(answered: Answered) -> None:
+    error = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+    body = chunk("A") + error + DONE
+    expected = streamed(1, more={"omnitrace.tokens.error": True})
+    assert answered(stream([body])) == (body, expected)
+
+
+def test_the_body_of_an_error_has_no_tokens(answered: Answered) -> None:
+    body = b'{"error":{"message":"\\"content\\":\\"x\\"","code":400}}'
+    answer = reply(400, body, {"Content-Type": "application/json"})
+    assert answered(answer) == (body, [root("/", "/", 400, children=[call(400)])])
 
 
 def test_an_answer_that_nginx_keeps_in_a_file_arrives_whole(answered: Answered) -> None:

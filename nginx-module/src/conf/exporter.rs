@@ -21,6 +21,8 @@ use crate::guard::guard;
 #[derive(Debug, Default)]
 pub(crate) struct ExporterConfig {
     endpoint: Option<String>,
+    /// `unix:PATH`: the endpoint then names nothing but the host in the requests.
+    socket: Option<PathBuf>,
     protocol: Option<Protocol>,
     headers: Vec<(String, String)>,
     tls: Tls,
@@ -45,6 +47,13 @@ type Inner = (
 const INNER: [Inner; 12] = [
     ("endpoint", 1, |conf, args| {
         let endpoint = args.word(1)?;
+        if let Some(path) = endpoint.strip_prefix("unix:") {
+            if !path.starts_with('/') {
+                return Err(args.refuse(1, "a socket's path must begin with \"/\""));
+            }
+            conf.socket = Some(path.into());
+            return fill(&mut conf.endpoint, "http://localhost".to_owned());
+        }
         check_endpoint(endpoint).map_err(|reason| args.refuse(1, &format!("it {reason}")))?;
         fill(&mut conf.endpoint, endpoint.to_owned())
     }),
@@ -208,6 +217,10 @@ impl ExporterConfig {
             _ => config::variable(name),
         });
         if let Some(exporter) = &mut config.exporter {
+            exporter.socket.clone_from(&self.socket);
+            if let Some(metrics) = &mut config.metrics {
+                metrics.exporter.socket.clone_from(&self.socket);
+            }
             for (name, value) in &self.headers {
                 exporter
                     .headers

@@ -12,7 +12,7 @@ const NEVER: ngx_msec_t = ngx_msec_t::MAX;
 /// The address nginx gives a peer: `127.0.0.1:80`, `[::1]:80` or `unix:/run/app.sock`.
 pub(super) fn describe_address<'r>(attributes: &mut Attributes<'r>, name: &'r str) {
     if let Some(path) = name.strip_prefix("unix:") {
-        attributes.text("server.address", path);
+        attributes.text(key!("server.address"), path);
         return;
     }
     let (host, port) = match name.rsplit_once(':') {
@@ -20,11 +20,11 @@ pub(super) fn describe_address<'r>(attributes: &mut Attributes<'r>, name: &'r st
         _ => (name, None),
     };
     attributes.text(
-        "server.address",
+        key!("server.address"),
         host.trim_start_matches('[').trim_end_matches(']'),
     );
     if let Some(port) = port {
-        attributes.integer("server.port", port);
+        attributes.integer(key!("server.port"), port);
     }
 }
 
@@ -48,8 +48,11 @@ pub(super) fn describe<'r>(
         error(request, upstream, peer, failed),
     );
     describe_times(attributes, state.connect_time, state.header_time);
-    attributes.integer("omnitrace.upstream.bytes_sent", state.bytes_sent);
-    attributes.integer("omnitrace.upstream.bytes_received", state.bytes_received);
+    attributes.integer(key!("omnitrace.upstream.bytes_sent"), state.bytes_sent);
+    attributes.integer(
+        key!("omnitrace.upstream.bytes_received"),
+        state.bytes_received,
+    );
 }
 
 /// The status of the answer, and what went wrong: `error`, else on a CLIENT span a status of 4xx
@@ -61,12 +64,12 @@ pub(super) fn describe_status<'r>(
     error: Option<&'static str>,
 ) {
     if status != 0 {
-        attributes.integer("http.response.status_code", status);
+        attributes.integer(key!("http.response.status_code"), status);
     }
     match error {
-        Some(error) => attributes.text("error.type", error),
+        Some(error) => attributes.text(key!("error.type"), error),
         None if status >= 400 => attributes.text(
-            "error.type",
+            key!("error.type"),
             request.keep(&status.to_string()).unwrap_or_default(),
         ),
         None => {}
@@ -80,8 +83,8 @@ pub(super) fn describe_times(
     header: ngx_msec_t,
 ) {
     for (key, time) in [
-        ("omnitrace.upstream.connect_time", connect),
-        ("omnitrace.upstream.header_time", header),
+        (key!("omnitrace.upstream.connect_time"), connect),
+        (key!("omnitrace.upstream.header_time"), header),
     ] {
         if time != NEVER {
             attributes.push(key, ValueRef::F64(time as f64 / 1000.0));

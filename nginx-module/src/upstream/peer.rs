@@ -11,6 +11,7 @@ use nginx_sys::{
 #[cfg(any(ngx_feature = "ssl", ngx_feature = "compat"))]
 use nginx_sys::{ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt};
 use ngx::core::Status;
+use omnitrace::ValueRef;
 use omnitrace::id::SpanId;
 
 use crate::actions::Try;
@@ -119,10 +120,10 @@ impl TracedPeer {
         // SAFETY: nginx gives each peer a name, which lives as long as the try.
         let name = unsafe { peer.name.as_ref().map(|name| bytes(*name)) }.unwrap_or_default();
         let mut attributes = Attributes::with_capacity(4);
-        attributes.text("http.request.method", request.method());
+        attributes.text(key!("http.request.method"), request.method());
         outcome::describe_address(&mut attributes, request.text(name));
         if self.tries > 0 {
-            attributes.integer("http.request.resend_count", self.tries.into());
+            attributes.integer(key!("http.request.resend_count"), self.tries.into());
         }
         self.tries = self.tries.saturating_add(1);
         states::cover(context, request, time);
@@ -195,6 +196,19 @@ impl TracedPeer {
         );
     }
 
+    /// The balancer had no server that it may ask.
+    fn finish_without_peer(&mut self, time: u64) {
+        self.open = false;
+        // SAFETY: nginx asks for peers of live requests only.
+        let Some(request) = (unsafe { Request::from_ptr(self.request) }) else {
+            return;
+        };
+        if let (Some(context), Some(recorder)) = (RequestContext::of(request), Recorder::get()) {
+            let error = [(key!("error.type"), ValueRef::Str("no_live_upstreams"))];
+            recorder.action(context, self.kind.finish(), time, self.number, &error);
+        }
+    }
+
     /// The request is over: no try goes on.
     pub(crate) fn close(&mut self, time: u64) {
         // SAFETY: the upstream lives as long as the request.
@@ -247,11 +261,13 @@ unsafe extern "C" fn get(peer: *mut ngx_peer_connection_t, data: *mut c_void) ->
             None => return Status::NGX_ERROR.0,
         }
     };
-    // Without a peer nothing is sent, so there is no try.
-    if rc != Status::NGX_ERROR.0 && rc != Status::NGX_BUSY.0 {
+    if rc != Status::NGX_ERROR.0 {
         // SAFETY: as above; nothing else uses the two meanwhile.
         guard("the start of an upstream try", (), || unsafe {
-            (*traced).start(&*peer, time)
+            (*traced).start(&*peer, time);
+            if rc == Status::NGX_BUSY.0 {
+                (*traced).finish_without_peer(time);
+            }
         });
     }
     rc

@@ -115,7 +115,7 @@ fn record<'r>(
     number: u16,
 ) {
     let mut attributes = Attributes::with_capacity(3);
-    attributes.text("http.request.method", request.method());
+    attributes.text(key!("http.request.method"), request.method());
     outcome::describe_address(&mut attributes, note.peer);
     recorder.action(
         context,
@@ -135,8 +135,11 @@ fn record<'r>(
     };
     outcome::describe_status(&mut attributes, request, status, error);
     outcome::describe_times(&mut attributes, state.connect_time, state.header_time);
-    attributes.integer("omnitrace.upstream.bytes_sent", state.bytes_sent);
-    attributes.integer("omnitrace.upstream.bytes_received", state.bytes_received);
+    attributes.integer(key!("omnitrace.upstream.bytes_sent"), state.bytes_sent);
+    attributes.integer(
+        key!("omnitrace.upstream.bytes_received"),
+        state.bytes_received,
+    );
     recorder.action(
         context,
         kind.finish(),

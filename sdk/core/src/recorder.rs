@@ -78,11 +78,24 @@ impl Recorder {
             let request_id = kept_id(action.request_id);
             self.carry.start(request_id, id, action.time);
         }
-        self.push_action(id, false, action)
+        self.push_action(id, false, false, action)
+    }
+
+    /// Records the last moment of a request in this process: its spans are made at once and what
+    /// is known of it is forgotten. False: the queue was full; it is counted.
+    pub fn last_action(&self, action: &Action<'_>) -> bool {
+        let id = self.vocabulary.action_named(action.name);
+        self.push_action(id, false, true, action)
     }
 
     #[inline]
-    fn push_action(&self, id: Option<ActionId>, carried: bool, action: &Action<'_>) -> bool {
+    fn push_action(
+        &self,
+        id: Option<ActionId>,
+        carried: bool,
+        last: bool,
+        action: &Action<'_>,
+    ) -> bool {
         let cut;
         let kept = match Kept::new(action.attributes, &self.limits) {
             Some(kept) => kept,
@@ -92,7 +105,7 @@ impl Recorder {
             }
         };
         self.queue
-            .push(&ActionRecord::new(id, carried, action, kept))
+            .push(&ActionRecord::new(id, carried, action, kept).last(last))
     }
 
     /// Records a finished span. False: the queue was full; it is counted. A span
@@ -233,7 +246,7 @@ impl Recorder {
                 context: None,
                 attributes: &[],
             };
-            self.push_action(Some(id), true, &action);
+            self.push_action(Some(id), true, false, &action);
         }
         context
     }

@@ -286,11 +286,20 @@ impl Assembler {
             ids: &mut self.ids,
             sink,
         };
-        for slot in self.closing.drain(..) {
-            if let Some(request) = self.requests.get_mut(slot) {
+        let mut closing = std::mem::take(&mut self.closing);
+        for slot in &closing {
+            if let Some(request) = self.requests.get_mut(*slot) {
                 emitter.emit_closing(request);
             }
         }
+        for slot in closing.drain(..) {
+            let concluded = self.requests.get(slot).is_some_and(|r| r.concluded);
+            // Another request may have come with the same id.
+            if concluded && !self.is_open(slot) {
+                self.close(slot, sink);
+            }
+        }
+        self.closing = closing;
         let is_time = now.saturating_sub(self.swept) >= SWEEP_EVERY_NS;
         if is_time {
             self.requests.release();
@@ -299,6 +308,20 @@ impl Assembler {
         if is_time || self.live() > MAX_REQUESTS {
             self.swept = now;
             self.sweep(sink);
+        }
+    }
+
+    /// Says that nothing more will come of a request in this process: it is closed with the
+    /// next [`Assembler::settle`], and does not wait there to be idle for long.
+    pub(crate) fn conclude(&mut self, id: &str) {
+        let Some(slot) = self.requests.look_up(id) else {
+            return;
+        };
+        if let Some(request) = self.requests.get_mut(slot) {
+            request.concluded = true;
+            if !std::mem::replace(&mut request.closing, true) {
+                self.closing.push(slot);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where spans go, and how.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::{HeaderName, HeaderValue};
@@ -45,6 +45,8 @@ impl Protocol {
 pub struct ExporterConfig {
     /// Full URL: for HTTP with its path, for gRPC without.
     pub endpoint: String,
+    /// A socket of the file system that is connected to in place of the endpoint's host.
+    pub socket: Option<PathBuf>,
     /// Wire protocol.
     pub protocol: Protocol,
     /// Headers of each request.
@@ -171,6 +173,7 @@ fn otlp(env: &mut Env<'_>, signal: Signal) -> Option<ExporterConfig> {
     let headers = headers(env, signal);
     let mut config = ExporterConfig {
         endpoint: endpoint?,
+        socket: None,
         protocol,
         headers,
         gzip,

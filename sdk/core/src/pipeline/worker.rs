@@ -355,6 +355,9 @@ impl Worker {
             now: self.now,
         };
         self.assembler.event(event, &mut outlet);
+        if action.last {
+            self.assembler.conclude(action.request_id);
+        }
     }
 
     /// What another thread has read of a request may still wait in that thread's

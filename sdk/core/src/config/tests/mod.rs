@@ -32,6 +32,7 @@ fn nothing_set_means_the_documented_defaults() {
         config.exporter,
         Some(ExporterConfig {
             endpoint: "http://localhost:4318/v1/traces".into(),
+            socket: None,
             protocol: Protocol::HttpProtobuf,
             headers: vec![],
             gzip: false,

@@ -134,7 +134,11 @@ fn endpoint(config: &ExporterConfig) -> Result<Endpoint, ExporterError> {
         endpoint: config.endpoint.clone(),
         reason: Chain(&error).to_string(),
     };
-    let endpoint = Endpoint::from_shared(config.endpoint.clone())
+    let uri = match &config.socket {
+        Some(socket) => format!("unix:{}", socket.display()),
+        None => config.endpoint.clone(),
+    };
+    let endpoint = Endpoint::from_shared(uri)
         .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
         .map_err(refused)?
         .connect_timeout(config.timeout);

@@ -96,7 +96,7 @@ fn client(config: &ExporterConfig) -> Result<reqwest::Client, ExporterError> {
     };
     let mut tls = config.tls.client_config(roots)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let client = reqwest::Client::builder()
+    let mut client = reqwest::Client::builder()
         .timeout(config.timeout)
         .user_agent(USER_AGENT)
         .tls_backend_preconfigured(tls)
@@ -105,5 +105,8 @@ fn client(config: &ExporterConfig) -> Result<reqwest::Client, ExporterError> {
         .no_proxy()
         // A redirected POST becomes a GET: nothing would be delivered.
         .redirect(reqwest::redirect::Policy::none());
+    if let Some(socket) = &config.socket {
+        client = client.unix_socket(socket.as_path());
+    }
     Ok(client.build()?)
 }

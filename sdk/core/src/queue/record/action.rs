@@ -18,6 +18,7 @@ use super::{
 
 const HAS_CONTEXT: u64 = 1;
 const CARRIED: u64 = 2;
+const LAST: u64 = 4;
 
 const CUSTOM_ACTION: u64 = 0xffff;
 
@@ -25,6 +26,7 @@ const CUSTOM_ACTION: u64 = 0xffff;
 pub(crate) struct ActionRecord<'a> {
     id: Option<ActionId>,
     carried: bool,
+    last: bool,
     time: u64,
     occurrence: u16,
     context: Option<SpanContext>,
@@ -46,6 +48,7 @@ impl<'a> ActionRecord<'a> {
         Self {
             id,
             carried,
+            last: false,
             time: action.time,
             occurrence: action.occurrence,
             context: action.context,
@@ -56,6 +59,12 @@ impl<'a> ActionRecord<'a> {
             },
             attributes,
         }
+    }
+
+    /// Nothing more will come of its request.
+    #[inline]
+    pub(crate) fn last(self, last: bool) -> Self {
+        Self { last, ..self }
     }
 }
 
@@ -76,8 +85,9 @@ impl Encode for ActionRecord<'_> {
             0
         };
         let carried = if self.carried { CARRIED } else { 0 };
+        let last = if self.last { LAST } else { 0 };
         let action = self.id.map_or(CUSTOM_ACTION, |id| u64::from(id.0));
-        let (words, flags) = (self.words(), context | carried);
+        let (words, flags) = (self.words(), context | carried | last);
         writer.word(header(words, KIND_ACTION, flags, self.occurrence, action));
         writer.word(self.time);
         let count = self.attributes.count();
@@ -104,6 +114,8 @@ pub(crate) struct DecodedAction<'a> {
     pub(crate) occurrence: u16,
     /// It happened in another process.
     pub(crate) carried: bool,
+    /// Nothing more will come of its request.
+    pub(crate) last: bool,
     /// The context that came with it.
     pub(crate) context: Option<SpanContext>,
     /// Attributes.
@@ -132,6 +144,7 @@ pub(super) fn decode(header: u64, mut reader: Reader<'_>) -> Option<DecodedActio
         request_id,
         occurrence: (header >> 32 & 0xffff) as u16,
         carried: header >> 24 & CARRIED != 0,
+        last: header >> 24 & LAST != 0,
         context,
         attributes: Attributes::new(reader, count),
     })
