@@ -15,6 +15,7 @@ use crate::context::RequestContext;
 use crate::guard::guard;
 use crate::recorder::{Attributes, Recorder};
 use crate::request::{Request, bytes};
+use crate::tokens::Tokens;
 use crate::upstream::states;
 
 /// Renames the span whose action carries it; a contract with the core's assembler.
@@ -63,6 +64,10 @@ fn finish(request: Request<'_>) {
         .tokens
         .borrow()
         .describe(&mut attributes, context.arrived);
+    let reads_count = matches!(*context.tokens.borrow(), Tokens::Ignored);
+    context
+        .omni
+        .finish(context, recorder, request, reads_count, &mut attributes);
     if let Some(name) = conf.span_name().and_then(|name| request.evaluate(name)) {
         attributes.text(SPAN_NAME, request.text(name));
     }

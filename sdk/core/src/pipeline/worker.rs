@@ -27,6 +27,9 @@ const DRAIN_EVERY: Duration = Duration::from_millis(100);
 /// For how long the thread attends to a connection and to nothing else.
 const SLICE: Duration = Duration::from_millis(10);
 
+/// Is shown the books.
+pub(super) type Observe = Box<dyn Fn(&Stats) + Send>;
+
 /// The exporter thread's state.
 pub(super) struct Worker {
     recorder: Arc<Recorder>,
@@ -44,6 +47,7 @@ pub(super) struct Worker {
     /// When the queue was last emptied.
     now: Instant,
     stats: Arc<Mutex<Stats>>,
+    observe: Observe,
     /// Records and spans lost when somebody last asked.
     lost: u64,
     losses: Losses,
@@ -53,7 +57,7 @@ impl Worker {
     pub(super) fn new(
         mut config: Config,
         recorder: Arc<Recorder>,
-        stats: Arc<Mutex<Stats>>,
+        (stats, observe): (Arc<Mutex<Stats>>, Observe),
         bell: Arc<Bell>,
         inbox: Receiver<Command>,
     ) -> Self {
@@ -91,6 +95,7 @@ impl Worker {
             began: Instant::now(),
             now: Instant::now(),
             stats,
+            observe,
             lost: 0,
             losses: Losses::default(),
         }
@@ -361,7 +366,8 @@ impl Worker {
             in_flight,
             ..self.delivery.stats.clone()
         };
-        *lock(&self.stats) = stats;
+        *lock(&self.stats) = stats.clone();
+        (self.observe)(&books(stats, &self.recorder));
     }
 }
 
