@@ -12,7 +12,7 @@ use omnitrace::propagation::Propagated;
 use crate::conf::location::{LocationConfig, Trace};
 use crate::context::{Hop, RequestContext};
 use crate::guard::guard;
-use crate::headers::{self, HeaderName};
+use crate::headers::{self, HeaderName, TTFT_TRACEPARENT};
 use crate::recorder::Recorder;
 use crate::request::{OutOfMemory, Request};
 
@@ -53,7 +53,7 @@ fn announce(
     conf: &LocationConfig,
     hop: &mut Hop,
 ) -> Result<(), OutOfMemory> {
-    let kind = conf.upstream_role();
+    let kind = context.upstream_role(request, conf);
     if hop
         .announced
         .is_some_and(|(announced, _)| announced == kind)
@@ -97,7 +97,14 @@ fn announce(
             continue;
         };
         match written.iter().position(|(known, _)| *known == name) {
-            Some(at) => headers::set(request, header, written.swap_remove(at).1?)?,
+            Some(at) => {
+                let value = written.swap_remove(at).1?;
+                headers::set(request, header, value)?;
+                // Omni Proxy's copy of the context that it has made up.
+                if name == "traceparent" && context.omni.had_made_context && request.is_main() {
+                    headers::set(request, &TTFT_TRACEPARENT, value)?;
+                }
+            }
             // Another spelling of the caller's own span.
             None => headers::remove(request, header)?,
         }

@@ -18,12 +18,15 @@ pub(crate) mod exporter;
 pub(crate) mod legacy_log;
 pub(crate) mod location;
 pub(crate) mod main;
+pub(crate) mod omni_proxy;
+pub(crate) mod status;
 
 const MAIN: u32 = NGX_HTTP_MAIN_CONF;
+const SERVER: u32 = NGX_HTTP_SRV_CONF | NGX_HTTP_LOC_CONF;
 const ANYWHERE: u32 = NGX_HTTP_MAIN_CONF | NGX_HTTP_SRV_CONF | NGX_HTTP_LOC_CONF;
 
 /// All directives of the module.
-pub(crate) static mut NGX_HTTP_OMNITRACE_COMMANDS: [ngx_command_t; 12] = [
+pub(crate) static mut NGX_HTTP_OMNITRACE_COMMANDS: [ngx_command_t; 14] = [
     command::<exporter::Exporter>(MAIN | NGX_CONF_BLOCK | NGX_CONF_NOARGS),
     command::<main::ServiceName>(MAIN | NGX_CONF_TAKE1),
     command::<main::ResourceAttr>(MAIN | NGX_CONF_TAKE2),
@@ -35,6 +38,8 @@ pub(crate) static mut NGX_HTTP_OMNITRACE_COMMANDS: [ngx_command_t; 12] = [
     command::<location::RequestId>(ANYWHERE | NGX_CONF_TAKE1),
     command::<location::Tokens>(ANYWHERE | NGX_CONF_TAKE1),
     command::<location::UpstreamRole>(ANYWHERE | NGX_CONF_TAKE1),
+    command::<omni_proxy::OmniProxy>(ANYWHERE | NGX_CONF_TAKE1),
+    command::<status::Status>(SERVER | NGX_CONF_NOARGS | NGX_CONF_TAKE1),
     ngx_command_t::empty(),
 ];
 
@@ -180,8 +185,8 @@ unsafe extern "C" fn set<D: Directive>(
     })
 }
 
-/// nginx's way to say how a directive went.
-fn answer(cf: *mut ngx_conf_t, result: Result<(), ConfError>) -> *mut c_char {
+/// nginx's way to say how a directive, or a block, went.
+pub(crate) fn answer(cf: *mut ngx_conf_t, result: Result<(), ConfError>) -> *mut c_char {
     match result {
         Ok(()) => NGX_CONF_OK,
         Err(ConfError::Duplicate) => c"is duplicate".as_ptr().cast_mut(),

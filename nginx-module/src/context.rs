@@ -19,6 +19,7 @@ use crate::clock;
 use crate::conf::location::{LocationConfig, Trace};
 use crate::guard::guard;
 use crate::headers::{self, HeaderName, X_REQUEST_ID};
+use crate::omni_proxy::{self, OmniRequest};
 use crate::recorder::Recorder;
 use crate::request::{OutOfMemory, Request, borrow};
 use crate::request_id;
@@ -54,6 +55,8 @@ pub(crate) struct RequestContext<'r> {
     pub(crate) covered: RefCell<Vec<Covered>>,
     /// The answer's tokens.
     pub(crate) tokens: RefCell<Tokens<'r>>,
+    /// What Omni Proxy says of it.
+    pub(crate) omni: OmniRequest,
 }
 
 /// The request or one of its subrequests on its way to an upstream.
@@ -114,11 +117,14 @@ impl<'r> RequestContext<'r> {
     fn create(request: Request<'r>, conf: &LocationConfig) -> Result<&'r Self, OutOfMemory> {
         let arrived = clock::arrival(&request);
         let recorder = Recorder::get();
+        let listens = conf.omni_proxy();
         let sampler = recorder.map_or_else(Sampler::default, |recorder| *recorder.sampler());
         let sent = match recorder {
             Some(recorder) if conf.context().extract => named_by_header(request, recorder),
             _ => Propagated::default(),
         };
+        let made_up = listens && sent.context.is_some_and(omni_proxy::has_made);
+        let sent = if made_up { Propagated::default() } else { sent };
         let (remote, debug) = (sent.decided(&sampler), sent.debug);
 
         let sent_id = headers::find(request, &X_REQUEST_ID)
@@ -128,6 +134,9 @@ impl<'r> RequestContext<'r> {
             Some(id) => request_id::read(request, id),
             None => request.keep_bytes(&request_id::generate())?,
         };
+        let raw_id = sent_id.unwrap_or(request_id.as_bytes());
+        let said = listens.then(|| omni_proxy::arrival_of(raw_id)).flatten();
+        let arrived = said.map_or(arrived, |said| said.min(arrived));
         let header_made = sent_id.is_none() && conf.request_id();
         if header_made {
             headers::set(request, &X_REQUEST_ID, borrow(request_id))?;
@@ -154,8 +163,15 @@ impl<'r> RequestContext<'r> {
                 peers: RefCell::default(),
                 covered: RefCell::default(),
                 tokens: RefCell::default(),
+                omni: match listens {
+                    true => OmniRequest::listening(made_up),
+                    false => OmniRequest::default(),
+                },
             },
         )?;
+        // SAFETY: a request has its connection.
+        let connection = unsafe { (*request.connection).number };
+        OmniRequest::register(context, raw_id, connection);
 
         // The variable may ask for this very context, so it is evaluated when that exists.
         if let Trace::Variable(value) = conf.trace() {
@@ -163,10 +179,13 @@ impl<'r> RequestContext<'r> {
             context.sampled.set(context.sampled.get() && on);
         }
         if let Some(recorder) = recorder.filter(|_| context.sampled.get()) {
-            if header_made {
+            if header_made || listens {
                 recorder.action(context, actions::START_TO_SCHEDULE, arrived, 0, &[]);
             }
-            recorder.action(context, actions::TIME_RECEIVED, arrived, 0, &[]);
+            // Omni Proxy says it itself, when it gets the request.
+            if !listens {
+                recorder.action(context, actions::TIME_RECEIVED, arrived, 0, &[]);
+            }
         }
         Ok(context)
     }
@@ -203,6 +222,19 @@ impl<'r> RequestContext<'r> {
         self.remote
             .map_or(0, |remote| remote.flags & !SpanContext::SAMPLED)
             | sampled
+    }
+
+    /// What the upstream of a request or subrequest is, by `omnitrace_upstream_role`; Omni Proxy's
+    /// are known.
+    pub(crate) fn upstream_role(&self, request: Request<'_>, conf: &LocationConfig) -> Try {
+        let known = if !self.omni.listens() {
+            None
+        } else if request.is_main() {
+            Some(Try::Decode)
+        } else {
+            omni_proxy::is_prefill(request).then_some(Try::Prefill)
+        };
+        conf.upstream_role().or(known).unwrap_or(Try::Plain)
     }
 
     /// Numbers the next try of a kind.

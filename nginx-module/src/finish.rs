@@ -16,6 +16,7 @@ use crate::context::RequestContext;
 use crate::guard::guard;
 use crate::recorder::{Attributes, Recorder};
 use crate::request::{Request, bytes};
+use crate::tokens::Tokens;
 use crate::upstream::states;
 
 /// nginx's number for HTTP/3, which older ones do not have.
@@ -59,6 +60,10 @@ fn finish(request: Request<'_>) {
     let mut attributes = Attributes::with_capacity(32 + conf.span_attrs().len());
     describe(&mut attributes, request, context);
     tokens.describe(&mut attributes, context.arrived);
+    let reads_count = matches!(tokens, Tokens::Ignored);
+    context
+        .omni
+        .finish(context, recorder, request, reads_count, &mut attributes);
     if let Some(name) = conf.span_name().and_then(|name| request.evaluate(name)) {
         // Renames the span, by contract with the core's assembler.
         attributes.text(key!("omnitrace.span.name"), request.text(name));

@@ -31,6 +31,12 @@ static CONTEXT: [HeaderName; 8] = [
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::new("X-Request-Id", "x-request-id");
 
+/// Under which context OmniInfer's own tracing ends the time to the first token.
+pub(crate) static TTFT_TRACEPARENT: HeaderName =
+    HeaderName::new("TTFT_traceparent", "ttft_traceparent");
+
+pub(crate) const ACCEPT: HeaderName = HeaderName::new("Accept", "accept");
+
 impl HeaderName {
     /// The header of that name in lower case, of those that context may come and go in.
     pub(crate) fn of_context(lowcase: &str) -> Option<&'static Self> {

@@ -6,10 +6,13 @@
 //!                               │ actions
 //!                               ▼
 //!                      Recorder ─► the core crate                (recorder, process)
+//!                               ▲
+//!  Omni Proxy's log lines ──────┘                                 (omni_proxy)
 //! ```
 
 #![allow(unsafe_code)]
 
+use std::ffi::{c_char, c_void};
 use std::ptr;
 
 use nginx_sys::{
@@ -18,8 +21,8 @@ use nginx_sys::{
     ngx_http_phases_NGX_HTTP_PREACCESS_PHASE, ngx_http_phases_NGX_HTTP_REWRITE_PHASE, ngx_int_t,
     ngx_module_t, ngx_uint_t,
 };
-use ngx::core::Status;
-use ngx::http::{HttpModule, HttpModuleConfExt, HttpModuleLocationConf, HttpModuleMainConf};
+use ngx::core::{NGX_CONF_ERROR, Status};
+use ngx::http::{HttpModule, HttpModuleConfExt, HttpModuleLocationConf, HttpModuleMainConf, Merge};
 
 use crate::conf::NGX_HTTP_OMNITRACE_COMMANDS;
 use crate::conf::location::LocationConfig;
@@ -33,6 +36,7 @@ mod recorder;
 
 mod actions;
 mod announce;
+mod books;
 mod clock;
 mod compatibility;
 mod conf;
@@ -40,10 +44,13 @@ mod context;
 mod finish;
 mod guard;
 mod headers;
+mod omni_proxy;
 mod process;
 mod request;
 mod request_id;
 mod rewrite;
+mod shared;
+mod status;
 mod tokens;
 mod upstream;
 mod variables;
@@ -110,12 +117,33 @@ impl HttpModule for HttpOmnitraceModule {
         })
         .map_or_else(ngx_int_t::from, |()| Status::NGX_OK.0)
     }
+
+    unsafe extern "C" fn merge_loc_conf(
+        cf: *mut ngx_conf_t,
+        outer: *mut c_void,
+        conf: *mut c_void,
+    ) -> *mut c_char {
+        guard("the configuration", NGX_CONF_ERROR, || {
+            // SAFETY: nginx's state while it merges two configurations of this module.
+            let (state, outer, conf) = unsafe {
+                (
+                    &*cf,
+                    &*outer.cast::<LocationConfig>(),
+                    &mut *conf.cast::<LocationConfig>(),
+                )
+            };
+            if conf.merge(outer).is_err() {
+                return NGX_CONF_ERROR;
+            }
+            conf::answer(cf, conf::omni_proxy::complete(state, conf))
+        })
+    }
 }
 
 /// Hooks the module in, if any location is traced.
 fn complete(cf: &mut ngx_conf_t) -> Result<(), Status> {
     let conf = HttpOmnitraceModule::main_conf_mut(cf).ok_or(Status::NGX_ERROR)?;
-    conf.complete(cf);
+    conf.complete(cf)?;
     if conf.core.is_none() {
         return Ok(());
     }

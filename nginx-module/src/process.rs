@@ -18,8 +18,11 @@ use omnitrace::config::LegacyLogMode;
 use tracing::Level;
 
 use crate::HttpOmnitraceModule;
+use crate::books::OwnBooks;
 use crate::guard::guard;
+use crate::omni_proxy;
 use crate::recorder::Recorder;
+use crate::shared::Zone;
 
 /// Longest time for the last spans. After SIGTERM nginx's master waits some 3 s before it kills.
 const EXIT_LIMIT: Duration = Duration::from_secs(2);
@@ -38,6 +41,7 @@ pub(crate) unsafe extern "C" fn init(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 /// Ends the exporter of a worker and says what became of its spans.
 pub(crate) unsafe extern "C" fn exit(cycle: *mut ngx_cycle_t) {
     guard("the end of a worker", (), || {
+        omni_proxy::stop();
         if let (Some(stats), Some(cycle)) = (
             Recorder::stop(EXIT_LIMIT),
             // SAFETY: nginx calls this with its current cycle.
@@ -81,9 +85,23 @@ fn start(cycle: &ngx_cycle_t) {
             "omnitrace: the legacy log cannot be written to {directory}: {error}"
         );
     }
-    let started = with_signals_blocked(|| Recorder::start(core.clone()));
+    let zone = Zone::of(cycle);
+    let books = zone.and_then(OwnBooks::open);
+    if books.is_none() {
+        warn!(
+            cycle.log,
+            "omnitrace: there are too many workers: this one is not in omnitrace_status"
+        );
+    }
+    let started = with_signals_blocked(|| Recorder::start(core.clone(), books));
     if let Err(error) = started {
         error!(cycle.log, "omnitrace: {error}; this worker traces nothing");
+        return;
+    }
+    omni_proxy::start(zone.map(Zone::mailbox));
+    // Modules that are initialised between the configuration and the workers have their own.
+    if let Some(conf) = HttpOmnitraceModule::main_conf_mut(cycle) {
+        conf.upstreams.wrap(cycle);
     }
 }
 

@@ -9,6 +9,7 @@ use omnitrace::pipeline::StartError;
 use omnitrace::propagation::Propagators;
 use omnitrace::{Action, Config, KeyRef, Pipeline, Sampler, Stats, ValueRef};
 
+use crate::books::OwnBooks;
 use crate::context::RequestContext;
 
 /// An attribute's key, by its number: the text is written down once.
@@ -28,6 +29,7 @@ const ROLE: &str = "proxy";
 /// Where a worker's actions go.
 pub(crate) struct Recorder {
     pipeline: Pipeline,
+    books: Option<OwnBooks>,
     node: Box<str>,
 }
 
@@ -40,11 +42,18 @@ impl Recorder {
         unsafe { RECORDER.load(Ordering::Relaxed).as_ref() }
     }
 
-    /// Starts the exporter's thread.
-    pub(crate) fn start(config: Config) -> Result<(), StartError> {
+    /// Starts the exporter's thread, which keeps these books.
+    pub(crate) fn start(config: Config, books: Option<OwnBooks>) -> Result<(), StartError> {
         let node = config.node.as_str().into();
+        let kept = books.clone();
+        let keep = move |stats: &Stats| {
+            if let Some(books) = &kept {
+                books.write(stats);
+            }
+        };
         let recorder = Self {
-            pipeline: Pipeline::start(config)?,
+            pipeline: Pipeline::start_observed(config, keep)?,
+            books,
             node,
         };
         RECORDER.store(Box::into_raw(Box::new(recorder)), Ordering::Relaxed);
@@ -59,7 +68,11 @@ impl Recorder {
         }
         // SAFETY: `start` made it with Box, and the swap took it out of everyone's reach.
         let recorder = unsafe { Box::from_raw(recorder) };
-        Some(recorder.pipeline.shutdown(limit))
+        let stats = recorder.pipeline.shutdown(limit);
+        if let Some(books) = recorder.books {
+            books.close(&stats);
+        }
+        Some(stats)
     }
 
     /// The formats in which context comes and goes.

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use nginx_sys::{
     ngx_http_complex_value, ngx_http_complex_value_t, ngx_http_core_loc_conf_t,
-    ngx_http_core_module, ngx_http_request_t, ngx_module_t, ngx_str_t,
+    ngx_http_core_module, ngx_http_request_t, ngx_module_t, ngx_pnalloc, ngx_str_t,
 };
 use ngx::core::Status;
 use ngx::http::HttpModuleConfExt;
@@ -46,10 +46,22 @@ impl<'r> Request<'r> {
         unsafe { Self::from_ptr(self.main) }.unwrap_or(self)
     }
 
-    /// Copies bytes to where they live as long as the request.
+    /// Copies bytes to where they live as long as the request. A NUL follows them, as it follows
+    /// a header's value that nginx has read: there are modules that print one as C's strings.
     pub(crate) fn copy(self, bytes: &[u8]) -> Result<ngx_str_t, OutOfMemory> {
-        // SAFETY: the pool lives as long as the request.
-        unsafe { ngx_str_t::from_bytes(self.pool, bytes) }.ok_or(OutOfMemory)
+        // SAFETY: the pool lives as long as the request, and gives room for so many bytes.
+        unsafe {
+            let data = ngx_pnalloc(self.pool, bytes.len() + 1).cast::<u8>();
+            if data.is_null() {
+                return Err(OutOfMemory);
+            }
+            data.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            data.add(bytes.len()).write(0);
+            Ok(ngx_str_t {
+                len: bytes.len(),
+                data,
+            })
+        }
     }
 
     /// The value of a directive with variables. It lives as long as the request.

@@ -6,8 +6,10 @@
 //! location. What is chosen by a variable without any block is read from nginx's
 //! own notes at the end ([`states`]).
 
+use std::ptr;
+
 use nginx_sys::{
-    ngx_conf_t, ngx_http_request_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
+    ngx_http_request_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t,
 };
 use ngx::core::Status;
@@ -30,13 +32,14 @@ type InitPeer =
 pub(crate) struct WrappedUpstreams(Vec<(usize, InitPeer)>);
 
 impl WrappedUpstreams {
-    /// Wraps all upstream blocks of a configuration. nginx has initialised them by then.
-    pub(crate) fn wrap(cf: &ngx_conf_t) -> Self {
-        let mut wrapped = Vec::new();
+    /// Wraps all upstream blocks of a configuration that are not wrapped. nginx has initialised
+    /// them by then; a module may put its own function there later, as Omni Proxy does.
+    pub(crate) fn wrap(&mut self, conf: &impl HttpModuleConfExt) {
+        let wrapped = &mut self.0;
         // SAFETY: the upstream module's own main configuration.
         let conf = unsafe {
             let module: *const ngx_module_t = &raw const ngx_http_upstream_module;
-            cf.http_main_conf_unchecked::<ngx_http_upstream_main_conf_t>(&*module)
+            conf.http_main_conf_unchecked::<ngx_http_upstream_main_conf_t>(&*module)
         };
         if let Some(conf) = conf {
             // SAFETY: its array holds pointers to upstream configurations.
@@ -48,13 +51,16 @@ impl WrappedUpstreams {
             for block in blocks {
                 // SAFETY: nginx put a valid pointer there.
                 let init = unsafe { &mut (**block).peer.init };
-                if let Some(original) = init.replace(init_peer) {
+                if init.is_some_and(|init| ptr::fn_addr_eq(init, INIT_PEER)) {
+                    continue;
+                }
+                if let Some(original) = init.replace(INIT_PEER) {
+                    wrapped.retain(|(known, _)| *known != *block as usize);
                     wrapped.push((*block as usize, original));
                 }
             }
         }
         wrapped.sort_unstable_by_key(|(block, _)| *block);
-        Self(wrapped)
     }
 
     fn original(&self, block: *mut ngx_http_upstream_srv_conf_t) -> Option<InitPeer> {
@@ -65,6 +71,8 @@ impl WrappedUpstreams {
         Some(self.0[found].1)
     }
 }
+
+const INIT_PEER: InitPeer = init_peer;
 
 unsafe extern "C" fn init_peer(
     request: *mut ngx_http_request_t,

@@ -14,6 +14,7 @@ use super::{Args, ConfError, Directive, fill};
 use crate::HttpOmnitraceModule;
 use crate::actions::Try;
 use crate::request::Request;
+use crate::status::Format;
 
 /// A value with variables, compiled; it lives as long as the configuration.
 pub(crate) type ComplexValue = *mut ngx_http_complex_value_t;
@@ -60,6 +61,9 @@ pub(crate) struct LocationConfig {
     request_id: Option<bool>,
     tokens: Option<TokenSearch>,
     upstream_role: Option<Try>,
+    pub(super) omni_proxy: Option<bool>,
+    /// Of this block alone; the inner None lets the client choose.
+    pub(super) status: Option<Option<Format>>,
 }
 
 impl LocationConfig {
@@ -73,6 +77,8 @@ impl LocationConfig {
             request_id: None,
             tokens: None,
             upstream_role: None,
+            omni_proxy: None,
+            status: None,
         };
         HttpOmnitraceModule::location_conf(&*request).unwrap_or(&NOTHING)
     }
@@ -104,8 +110,19 @@ impl LocationConfig {
         self.tokens.unwrap_or(TokenSearch::Auto)
     }
 
-    pub(crate) fn upstream_role(&self) -> Try {
-        self.upstream_role.unwrap_or(Try::Plain)
+    /// None: the configuration does not say.
+    pub(crate) fn upstream_role(&self) -> Option<Try> {
+        self.upstream_role
+    }
+
+    /// How the status page is shown; None lets the client choose.
+    pub(crate) fn status(&self) -> Option<Format> {
+        self.status.flatten()
+    }
+
+    /// Whether Omni Proxy's lines are read.
+    pub(crate) fn omni_proxy(&self) -> bool {
+        self.omni_proxy.unwrap_or(false)
     }
 }
 
@@ -124,6 +141,7 @@ impl Merge for LocationConfig {
         self.request_id = self.request_id.or(outer.request_id);
         self.tokens = self.tokens.or(outer.tokens);
         self.upstream_role = self.upstream_role.or(outer.upstream_role);
+        self.omni_proxy = self.omni_proxy.or(outer.omni_proxy);
         Ok(())
     }
 }

@@ -1,8 +1,10 @@
 //! Settings of the whole `http` block, and the core's configuration made of them.
 
 use std::ffi::CStr;
+use std::ptr;
 
-use nginx_sys::{NGX_HTTP_MAIN_CONF_OFFSET, NGX_LOG_WARN, ngx_conf_t};
+use nginx_sys::{NGX_HTTP_MAIN_CONF_OFFSET, NGX_LOG_WARN, ngx_conf_t, ngx_shm_zone_t};
+use ngx::core::Status;
 use ngx::http::HttpModuleMainConf;
 use ngx::ngx_conf_log_error;
 use omnitrace::Config;
@@ -12,6 +14,7 @@ use super::exporter::ExporterConfig;
 use super::legacy_log::LegacyLogConfig;
 use super::{Args, ConfError, Directive, fill};
 use crate::HttpOmnitraceModule;
+use crate::shared;
 use crate::upstream::WrappedUpstreams;
 
 /// Room for what a worker records until its exporter's thread gets the processor: a busy worker
@@ -30,16 +33,27 @@ pub(crate) struct MainConfig {
     /// What workers start with: made here, because nginx clears their environment. None: nothing
     /// is traced.
     pub(crate) core: Option<Config>,
+    /// The workers' books are asked for.
+    pub(super) shares: bool,
+    /// What the workers share.
+    pub(crate) zone: SharedZone,
     /// How upstreams worked before they were wrapped.
     pub(crate) upstreams: WrappedUpstreams,
 }
 
 impl MainConfig {
     /// Completes the settings when all directives have been read.
-    pub(crate) fn complete(&mut self, cf: &mut ngx_conf_t) {
-        if !self.in_use {
-            return;
+    pub(crate) fn complete(&mut self, cf: &mut ngx_conf_t) -> Result<(), Status> {
+        if self.in_use {
+            self.complete_core(cf);
         }
+        if self.shares || self.core.is_some() {
+            self.zone.0 = shared::add(cf)?;
+        }
+        Ok(())
+    }
+
+    fn complete_core(&mut self, cf: &mut ngx_conf_t) {
         let exporter = self.exporter.take().unwrap_or_default();
         let (mut core, warnings) = exporter.configure();
         for warning in warnings.iter().filter(|_| core.log_level >= Level::WARN) {
@@ -59,8 +73,17 @@ impl MainConfig {
         if core.disabled {
             return;
         }
-        self.upstreams = WrappedUpstreams::wrap(cf);
+        self.upstreams.wrap(cf);
         self.core = Some(core);
+    }
+}
+
+/// nginx's shared memory; NULL without one.
+pub(crate) struct SharedZone(pub(crate) *mut ngx_shm_zone_t);
+
+impl Default for SharedZone {
+    fn default() -> Self {
+        Self(ptr::null_mut())
     }
 }
 

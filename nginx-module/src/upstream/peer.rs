@@ -77,7 +77,7 @@ pub(crate) fn trace(request: Request<'_>) {
         set_session: peer.set_session,
         #[cfg(any(ngx_feature = "ssl", ngx_feature = "compat"))]
         save_session: peer.save_session,
-        kind: conf.upstream_role(),
+        kind: context.upstream_role(request, conf),
         number: 0,
         tries: 0,
         open: false,

@@ -45,7 +45,7 @@ pub(crate) fn record_rest(context: &RequestContext, recorder: &Recorder, now: u6
         let mut announced = hop.announced;
         while let Some(note) = rest.pop() {
             let (kind, number) = announced.take().unwrap_or_else(|| {
-                let kind = LocationConfig::of(request).upstream_role();
+                let kind = context.upstream_role(request, LocationConfig::of(request));
                 (kind, context.number(kind))
             });
             record(context, recorder, request, note, kind, number);
@@ -114,16 +114,13 @@ fn record<'r>(
     kind: Try,
     number: u16,
 ) {
+    // Omni Proxy knows it to the microsecond.
+    let said = context.omni.started(kind).filter(|_| number == 0);
+    let start = said.unwrap_or(note.start);
     let mut attributes = Attributes::with_capacity(3);
     attributes.text(key!("http.request.method"), request.method());
     outcome::describe_address(&mut attributes, note.peer);
-    recorder.action(
-        context,
-        kind.start(),
-        note.start,
-        number,
-        attributes.as_slice(),
-    );
+    recorder.action(context, kind.start(), start, number, attributes.as_slice());
 
     let mut attributes = Attributes::with_capacity(6);
     let state = note.state;
@@ -143,7 +140,7 @@ fn record<'r>(
     recorder.action(
         context,
         kind.finish(),
-        note.end,
+        note.end.max(start),
         number,
         attributes.as_slice(),
     );

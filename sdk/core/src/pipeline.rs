@@ -60,6 +60,15 @@ struct Command {
 impl Pipeline {
     /// Starts the exporter thread.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_observed(config, |_| {})
+    }
+
+    /// Starts the exporter thread. At the end of each of its rounds it shows the books to
+    /// `observe`, which must not wait.
+    pub fn start_observed(
+        config: Config,
+        observe: impl Fn(&Stats) + Send + 'static,
+    ) -> Result<Self, StartError> {
         diagnostics::set_level(config.log_level);
         let bell = Arc::new(Bell::default());
         let ring = Arc::clone(&bell);
@@ -77,7 +86,7 @@ impl Pipeline {
             seat: Seat::default(),
         };
         pipeline.spawn(move |_| {
-            let worker = Worker::new(config, recorder, stats, bell, inbox);
+            let worker = Worker::new(config, recorder, (stats, Box::new(observe)), bell, inbox);
             Some(Box::new(worker))
         })?;
         Ok(pipeline)

@@ -29,6 +29,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// For how long the thread attends to a connection and to nothing else.
 const SLICE: Duration = Duration::from_millis(10);
 
+/// Is shown the books.
+pub(super) type Observe = Box<dyn Fn(&Stats) + Send>;
+
 /// The exporter thread's state.
 pub(super) struct Worker {
     recorder: Arc<Recorder>,
@@ -49,6 +52,7 @@ pub(super) struct Worker {
     pause: Duration,
     longest_pause: Duration,
     stats: Arc<Mutex<Stats>>,
+    observe: Observe,
     /// Records and spans lost when somebody last asked.
     lost: u64,
     losses: Losses,
@@ -58,7 +62,7 @@ impl Worker {
     pub(super) fn new(
         mut config: Config,
         recorder: Arc<Recorder>,
-        stats: Arc<Mutex<Stats>>,
+        (stats, observe): (Arc<Mutex<Stats>>, Observe),
         bell: Arc<Bell>,
         inbox: Receiver<Command>,
     ) -> Self {
@@ -98,6 +102,7 @@ impl Worker {
             pause: DRAIN_EVERY,
             longest_pause: config.schedule_delay.clamp(DRAIN_EVERY, LONGEST_PAUSE),
             stats,
+            observe,
             lost: 0,
             losses: Losses::default(),
         }
@@ -379,7 +384,8 @@ impl Worker {
             in_flight,
             ..self.delivery.stats.clone()
         };
-        *lock(&self.stats) = stats;
+        *lock(&self.stats) = stats.clone();
+        (self.observe)(&books(stats, &self.recorder));
     }
 }
 
