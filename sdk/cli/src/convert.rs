@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use omnitrace::Vocabulary;
 use omnitrace_offline::convert::{self, ConvertError, Options};
-use omnitrace_offline::reader::ReadError;
+use omnitrace_offline::ingest::{ReadError, Settings};
 
 use crate::input;
 
@@ -15,8 +15,8 @@ use crate::input;
 /// complete requests) and one trace for each request.
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// Directory with the logs (all files below it are read, .gz included), or
-    /// one log file
+    /// Directory with the logs (all files below it are read, compressed ones
+    /// included), or one log file; "-" is stdin
     log_dir: PathBuf,
     /// File to write; it appears whole or not at all. "-" is stdout
     output: PathBuf,
@@ -32,6 +32,10 @@ pub(crate) struct ConvertArgs {
         value_delimiter = ','
     )]
     filter_reqids: Vec<String>,
+    /// Folder for a temporary file with the events that memory does not hold, about
+    /// a third of the logs' size [default: the output's folder]
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -47,7 +51,11 @@ pub(crate) enum Error {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
-    let log = input::read(&args.log_dir, args.quiet)?;
+    let settings = Settings {
+        temporary: &input::temporary(args.temp_dir.as_deref(), &args.output),
+        exported: false,
+    };
+    let store = input::ingest(&args.log_dir, settings, args.quiet)?;
     let options = Options {
         skip: args.skip_req_num,
         only: args
@@ -58,13 +66,13 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
             .collect(),
     };
     let bar = input::bar(
-        log.requests.len() as u64,
-        "writing {bar:40} {pos}/{len} requests {eta}",
+        2 * store.traces() as u64,
+        "writing {bar:40} {percent} % {eta}",
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
     let vocabulary = Vocabulary::omni_vllm();
-    let summary = convert::convert(&vocabulary, &log, &options, &args.output, &progress);
+    let summary = convert::convert(&vocabulary, &store, &options, &args.output, &progress);
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {
@@ -75,7 +83,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
             "omnitrace: {} traces with {} spans of {} requests ({} counted in the statistics) in {}",
             summary.traces,
             summary.spans,
-            log.requests.len(),
+            store.requests(),
             summary.counted,
             args.output.display(),
         );

@@ -13,23 +13,42 @@ use crate::reader::{LoggedEvent, Request};
 
 /// All spans of one request, by start time, parents first.
 pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
-    let mut assembler = Assembler::new(Arc::clone(vocabulary), Scope::Whole);
-    let mut output = Output::default();
-    let mut attributes = Vec::new();
-    for event in &request.events {
-        attributes.clear();
-        let extra = event.extra.iter().flat_map(|e| &e.attributes);
-        attributes.extend(extra.map(|a| (KeyRef::Text(&a.key), a.value.as_ref())));
-        assembler.event(
-            to_event(vocabulary, request, event, &attributes),
-            &mut output,
-        );
+    Bench::new(vocabulary).spans(request)
+}
+
+/// Assembles one request after the other, in the same memory.
+pub struct Bench {
+    vocabulary: Arc<Vocabulary>,
+    assembler: Assembler,
+    output: Output,
+}
+
+impl Bench {
+    /// A bench for one thread.
+    pub fn new(vocabulary: &Arc<Vocabulary>) -> Self {
+        Self {
+            vocabulary: Arc::clone(vocabulary),
+            assembler: Assembler::new(Arc::clone(vocabulary), Scope::Whole),
+            output: Output::default(),
+        }
     }
-    assembler.finish(&mut output);
-    output
-        .spans
-        .sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
-    output.spans
+
+    /// All spans of one request, by start time, parents first.
+    pub fn spans(&mut self, request: &Request) -> Vec<Span> {
+        let mut attributes = Vec::new();
+        for event in &request.events {
+            attributes.clear();
+            let extra = event.extra.iter().flat_map(|e| &e.attributes);
+            attributes.extend(extra.map(|a| (KeyRef::Text(&a.key), a.value.as_ref())));
+            let event = to_event(&self.vocabulary, request, event, &attributes);
+            self.assembler.event(event, &mut self.output);
+        }
+        self.assembler.finish(&mut self.output);
+        self.output.loose.clear();
+        let mut spans = std::mem::take(&mut self.output.spans);
+        spans.sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
+        spans
+    }
 }
 
 /// Those of a request's spans that, by its log, no Collector has taken.

@@ -126,7 +126,7 @@ fn tag(attribute: &Attribute) -> KeyValue {
     }
 }
 
-fn json(items: &[Value]) -> serde_json::Value {
+pub(super) fn json(items: &[Value]) -> serde_json::Value {
     let item = |value: &Value| match value {
         Value::Str(text) => (**text).into(),
         Value::I64(n) => (*n).into(),
