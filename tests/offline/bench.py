@@ -29,8 +29,7 @@ class Cost:
         # A process of its own: only so is the peak the program's.
         program = subprocess.run(
             [sys.executable, "-c", PEAK, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509 (one thread here)
             check=False,

@@ -107,7 +107,7 @@ TRAILER = (
 PROXY_NOISE = (
     "[Prefill-{slot}] Submit to:{node}",
     "[Decode-{slot}] Schedule to: {node} (load=0.{slot}, group=0)",
-    "http upstream request: \"/v1/chat/completions?\"\0\0 finished, slot {slot}",
+    'http upstream request: "/v1/chat/completions?"\0\0 finished, slot {slot}',
 )
 NODE_NOISE = (
     "INFO Avg prompt throughput: {slot}.5 tokens/s, Running: {node} reqs",

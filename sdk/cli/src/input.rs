@@ -6,17 +6,6 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use omnitrace::Vocabulary;
 use omnitrace_offline::ingest::{self, ReadError, Settings, Store};
-use omnitrace_offline::reader::{self, Log};
-
-/// Reads the logs below `path` into memory; problems go to stderr.
-pub(crate) fn read(path: &Path, quiet: bool) -> Result<Log, ReadError> {
-    let bar = reading_bar(path, quiet)?;
-    let log = reader::read(path, &|bytes| bar.inc(bytes));
-    bar.finish_and_clear();
-    let log = log?;
-    say(&log.report.problems());
-    Ok(log)
-}
 
 /// Reads the logs below `path`; problems go to stderr.
 pub(crate) fn ingest(path: &Path, settings: Settings<'_>, quiet: bool) -> Result<Store, ReadError> {

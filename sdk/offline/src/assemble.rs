@@ -51,10 +51,9 @@ impl Bench {
     }
 }
 
-/// Those of a request's spans that, by its log, no Collector has taken.
-pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
+/// Leaves those of a request's `spans` that, by its log, no Collector has taken.
+pub fn retain_undelivered(vocabulary: &Vocabulary, request: &Request, spans: &mut Vec<Span>) {
     let marked = |e: &&LoggedEvent| e.extra.as_ref().is_some_and(|x| x.undelivered.is_some());
-    let mut spans = spans(vocabulary, request);
     // Lines that were written without knowing say nothing against their spans. A
     // span without a line of its own was made for the sake of its children.
     let is = |e: &LoggedEvent, m: &Moment| *e.action == *vocabulary.action(m.action).name;
@@ -85,7 +84,6 @@ pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span>
             || !known(last)
             || named.contains(&(phase, origin.occurrence, origin.context))
     });
-    spans
 }
 
 fn to_event<'a>(

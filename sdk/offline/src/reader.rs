@@ -59,6 +59,8 @@ pub struct Extra {
     /// Names of the spans ending here that no Collector has taken; none where
     /// the line was written without knowing.
     pub undelivered: Option<Vec<String>>,
+    /// The host that the client asked for; of a proxy's line, if it was wanted.
+    pub host: Option<Arc<str>>,
 }
 
 impl Request {
@@ -73,7 +75,9 @@ impl Request {
 pub fn read(path: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Log, ReadError> {
     let settings = Settings {
         temporary: &std::env::temp_dir(),
+        memory: ingest::MEMORY,
         exported: true,
+        hosts: false,
     };
     let store = ingest::ingest(&Vocabulary::omni_vllm(), path, settings, progress)?;
     let mut log = Log {

@@ -92,7 +92,10 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
         ));
     };
     let text = &line[at + MARKER.len()..];
-    let (action, rest) = split(text, b"; Timestamp:").ok_or(LineError::NoTimestamp)?;
+    let (action, rest) = match split(text, b"; Timestamp:") {
+        Some(parts) => parts,
+        None => misplaced(text).ok_or(LineError::NoTimestamp)?,
+    };
     let (time, rest) = split(rest, b"; RequestID:").ok_or(LineError::NoRequestId)?;
     let time = parse_seconds(time).ok_or(LineError::BadTimestamp)?;
     let action = std::str::from_utf8(action).map_err(|_| LineError::NotUtf8)?;
@@ -133,6 +136,18 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
 fn split<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let at = memmem::find(text, separator)?;
     Some((&text[..at], &text[at + separator.len()..]))
+}
+
+/// A line of 2025 with a field at the wrong place:
+/// `Add need pullling sequence;|waiting_pull_len=3 Timestamp:…`. Its name was corrected later.
+fn misplaced(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (action, rest) = split(text, b";|")?;
+    let (_, rest) = split(rest, b" Timestamp:")?;
+    let action = match action {
+        b"Add need pullling sequence" => b"Add need pulling sequence",
+        other => other,
+    };
+    Some((action, rest))
 }
 
 /// The role, and the JSON object after it if there is one.

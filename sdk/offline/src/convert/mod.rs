@@ -1,5 +1,10 @@
-//! `omnitrace convert`: logs into one file for the Jaeger UI.
+//! `omnitrace convert`: logs into one file of traces.
 
+mod csv;
+mod form;
+mod legacy;
+mod otlp;
+mod perfetto;
 mod tally;
 mod whole_file;
 
@@ -13,11 +18,13 @@ use omnitrace::id::canonical_request_id;
 use omnitrace::span::Span;
 
 use crate::assemble::Bench;
-use crate::ingest::{SpillError, Store};
-use crate::jaeger;
+use crate::ingest::{SpillError, Store, client_id};
 use crate::ordered::ordered;
 use crate::statistics::{self, Durations, Outline};
 
+pub use form::{Format, Layout};
+
+use form::Form;
 use tally::Tally;
 use whole_file::WholeFile;
 
@@ -32,6 +39,18 @@ pub struct Options {
     /// Only these requests' traces are written; empty means all. The statistics
     /// are over all requests either way.
     pub only: Vec<String>,
+    /// What to write.
+    pub format: Format,
+    /// How a request's spans stand to each other; another than the tree only in
+    /// [`Format::Jaeger`].
+    pub layout: Layout,
+}
+
+impl Options {
+    /// Whether the reader must keep what only the old layout shows.
+    pub fn needs_hosts(&self) -> bool {
+        self.layout == Layout::Legacy
+    }
 }
 
 /// What came of it.
@@ -47,6 +66,26 @@ pub struct Summary {
     pub counted: usize,
     /// What a person should know.
     pub notes: Vec<String>,
+}
+
+impl Summary {
+    fn note_too_few(&mut self, skip: usize) {
+        if skip > 0 && self.complete > 0 {
+            self.notes.push(format!(
+                "--skip-req_num {skip} would leave none of the {} complete requests: the statistics count them all",
+                self.complete
+            ));
+        }
+    }
+
+    fn note_incomplete(&mut self, all: usize, what: &str) {
+        let incomplete = all - self.complete;
+        if incomplete > 0 {
+            self.notes.push(format!(
+                "{incomplete} of {all} requests are incomplete: {what}"
+            ));
+        }
+    }
 }
 
 /// Why nothing was written.
@@ -66,6 +105,23 @@ pub enum ConvertError {
     /// None of the selected requests is in the logs.
     #[error("--filter-reqids: none of these requests is in the logs: {0}")]
     NoSuchRequest(String),
+    /// Only one format has the old layout.
+    #[error("--layout legacy is a layout of --format jaeger: leave one of the two out")]
+    Layout,
+}
+
+/// Whether `output` can be written: to be asked before hours of reading.
+pub fn check(output: &Path) -> Result<(), ConvertError> {
+    if output == Path::new("-") || (output.exists() && !output.is_file()) && !output.is_dir() {
+        return Ok(());
+    }
+    match WholeFile::create(output) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(ConvertError::Write {
+            path: output.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Writes the traces of `store` to `output`; the file appears whole or not at all.
@@ -85,13 +141,32 @@ pub fn convert(
             .collect(),
     };
     let mut summary = Summary::default();
-    let durations = job.statistics(options, &mut summary, progress)?;
     let failed = |source| ConvertError::Write {
         path: output.to_owned(),
         source,
     };
+    if options.layout == Layout::Legacy {
+        if options.format != Format::Jaeger {
+            return Err(ConvertError::Layout);
+        }
+        job.find_selected(&mut summary)?;
+        let mut file = WholeFile::create(output).map_err(failed)?;
+        let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(failed);
+        legacy::write(&job, options, &mut put, &mut summary, progress)?;
+        file.finish().map_err(failed)?;
+        return Ok(summary);
+    }
+    job.find_selected(&mut summary)?;
+    let durations = if options.format.has_statistics() {
+        Some(job.statistics(options, &mut summary, progress)?)
+    } else {
+        progress(store.traces());
+        None
+    };
     let mut file = WholeFile::create(output).map_err(failed)?;
-    job.write(&durations, &mut file, &failed, &mut summary, progress)?;
+    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(failed);
+    let form = Form::new(vocabulary, options.format);
+    job.write(&form, durations.as_ref(), &mut put, &mut summary, progress)?;
     file.finish().map_err(failed)?;
     Ok(summary)
 }
@@ -112,6 +187,51 @@ impl Job<'_> {
         batch * BATCH..self.store.traces().min((batch + 1) * BATCH)
     }
 
+    fn is_wanted(&self, id: &str) -> bool {
+        self.only.is_empty() || self.only.contains(id) || self.only.contains(client_id(id))
+    }
+
+    /// Makes sure that some of the selected requests are there.
+    fn find_selected(&self, summary: &mut Summary) -> Result<(), ConvertError> {
+        if self.only.is_empty() {
+            return Ok(());
+        }
+        let mut missing = self.only.clone();
+        ordered(
+            self.batches(),
+            || self.store.reader(),
+            |reader, batch| -> Result<_, ConvertError> {
+                let mut found = Vec::new();
+                for trace in self.traces_of(batch) {
+                    let requests = reader.trace(trace)?.requests;
+                    found.extend(
+                        requests
+                            .into_iter()
+                            .map(|r| r.id)
+                            .filter(|id| self.is_wanted(id)),
+                    );
+                }
+                Ok(found)
+            },
+            |found| {
+                for id in &found {
+                    missing.remove(&**id);
+                    missing.remove(client_id(id));
+                }
+                Ok(())
+            },
+        )?;
+        let names: Vec<&str> = missing.iter().copied().collect();
+        let names = names.join(", ");
+        if missing.len() == self.only.len() {
+            return Err(ConvertError::NoSuchRequest(names));
+        }
+        if !missing.is_empty() {
+            (summary.notes).push(format!("--filter-reqids: not in the logs: {names}"));
+        }
+        Ok(())
+    }
+
     /// The first pass: durations over the complete requests.
     fn statistics(
         &self,
@@ -120,7 +240,6 @@ impl Job<'_> {
         progress: &dyn Fn(usize),
     ) -> Result<Durations, ConvertError> {
         let mut tally = Tally::new(options.skip);
-        let found = Mutex::new(BTreeSet::new());
         ordered(
             self.batches(),
             || (self.store.reader(), Bench::new(self.vocabulary)),
@@ -128,10 +247,6 @@ impl Job<'_> {
                 let mut outlines = Vec::new();
                 for trace in self.traces_of(batch) {
                     for request in reader.trace(trace)?.requests {
-                        if let Some(id) = self.only.get(&*request.id) {
-                            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                            found.insert(*id);
-                        }
                         let spans = bench.spans(&request);
                         let roles = statistics::roles_completed(self.vocabulary, &spans);
                         let outline = Outline::of(self.vocabulary, &spans);
@@ -148,99 +263,77 @@ impl Job<'_> {
                 Ok(())
             },
         )?;
-        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let missing: Vec<&str> = self.only.difference(&found).copied().collect();
-        if !self.only.is_empty() && found.is_empty() {
-            return Err(ConvertError::NoSuchRequest(missing.join(", ")));
-        }
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            (summary.notes).push(format!("--filter-reqids: not in the logs: {missing}"));
-        }
         let counted = tally.finish();
         summary.complete = counted.complete;
         summary.counted = counted.durations.requests();
-        if counted.too_few && counted.complete > 0 {
-            summary.notes.push(format!(
-                "--skip-req_num {} would leave none of the {} complete requests: the statistics count them all",
-                options.skip, counted.complete
-            ));
+        if counted.too_few {
+            summary.note_too_few(options.skip);
         }
-        let incomplete = self.store.requests() - counted.complete;
-        if incomplete > 0 {
-            summary.notes.push(format!(
-                "{incomplete} of {} requests are incomplete: shown, and not counted in the statistics",
-                self.store.requests()
-            ));
-        }
+        summary.note_incomplete(
+            self.store.requests(),
+            "shown, and not counted in the statistics",
+        );
         Ok(counted.durations)
     }
 
     /// The second pass: the file.
     fn write(
         &self,
-        durations: &Durations,
-        file: &mut WholeFile,
-        failed: &(impl Fn(io::Error) -> ConvertError + Sync),
+        form: &Form<'_>,
+        durations: Option<&Durations>,
+        put: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
         summary: &mut Summary,
         progress: &dyn Fn(usize),
     ) -> Result<(), ConvertError> {
-        let mut head = b"{\"data\":[".to_vec();
-        let mut separator: &[u8] = b"\n";
-        if durations.requests() > 0 {
-            for statistic in statistics::ALL {
-                head.extend_from_slice(std::mem::replace(&mut separator, b",\n"));
-                let trace = durations.trace(self.vocabulary, statistic);
-                jaeger::write::trace(self.vocabulary, &trace, &mut head);
+        let mut head = Vec::new();
+        for statistic in statistics::ALL {
+            if let Some(durations) = durations.filter(|d| d.requests() > 0) {
+                form.trace(&durations.trace(self.vocabulary, statistic), &mut head);
             }
         }
-        file.write_all(&head).map_err(failed)?;
-        let spare = Mutex::new(Vec::new());
+        put(form.head())?;
+        // The first trace has no comma before it.
+        let mut comma = usize::from(form.has_commas());
+        if !head.is_empty() {
+            put(&head[std::mem::take(&mut comma)..])?;
+        }
+        let spare = Mutex::new(Vec::<Vec<u8>>::new());
+        let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
         ordered(
             self.batches(),
             || (self.store.reader(), Bench::new(self.vocabulary)),
             |(reader, bench), batch| -> Result<_, ConvertError> {
-                let mut text: Vec<u8> = {
-                    let mut spare = spare.lock().unwrap_or_else(PoisonError::into_inner);
-                    spare.pop().unwrap_or_default()
-                };
+                let mut text = spare().pop().unwrap_or_default();
                 let (mut traces, mut spans) = (0, 0);
                 for trace in self.traces_of(batch) {
                     let content = self.spans(reader.trace(trace)?, bench);
                     if content.is_empty() {
                         continue;
                     }
-                    text.extend_from_slice(b",\n");
-                    jaeger::write::trace(self.vocabulary, &content, &mut text);
+                    form.trace(&content, &mut text);
                     traces += 1;
                     spans += content.len();
                 }
                 Ok((self.traces_of(batch).len(), traces, spans, text))
             },
             |(looked_at, traces, spans, mut text)| {
-                if traces > 0 {
-                    file.write_all(std::mem::replace(&mut separator, b",\n"))
-                        .and_then(|()| file.write_all(&text[2..]))
-                        .map_err(failed)?;
+                if !text.is_empty() {
+                    put(&text[std::mem::take(&mut comma)..])?;
                 }
                 text.clear();
-                spare
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(text);
+                spare().push(text);
                 summary.traces += traces;
                 summary.spans += spans;
                 progress(looked_at);
                 Ok(())
             },
         )?;
-        file.write_all(b"\n]}\n").map_err(failed)
+        put(&form.tail())
     }
 
     /// The spans of a trace that are to be written.
     fn spans(&self, content: crate::ingest::TraceEvents, bench: &mut Bench) -> Vec<Span> {
-        let is_wanted = |id: &str| self.only.is_empty() || self.only.contains(id);
-        let requests = content.requests.iter().filter(|r| is_wanted(&r.id));
+        let requests = content.requests.iter().filter(|r| self.is_wanted(&r.id));
         let mut spans = Vec::new();
         let mut wanted = self.only.is_empty();
         for request in requests {

@@ -1,5 +1,7 @@
 //! A partition's records into requests, each in the order of time.
 
+use std::borrow::Cow;
+
 use omnitrace::SpanContext;
 use omnitrace::id::TraceId;
 use omnitrace::legacy_log::Suffix;
@@ -37,13 +39,12 @@ pub(crate) struct Kept<'a> {
     pub(crate) suffix: &'a [u8],
 }
 
+/// Takes a request's or span's entry and its bytes.
+pub(super) type Each<'a, E> = dyn FnMut(Entry, &[u8]) -> Result<(), E> + 'a;
+
 /// Gives `each` the requests and spans of a partition; the entry's place is not known
 /// yet. What stands in several files counts once.
-pub(super) fn group<E>(
-    bytes: &[u8],
-    ranks: &Ranks,
-    each: &mut dyn FnMut(Entry, &[u8]) -> Result<(), E>,
-) -> Result<(), E> {
+pub(super) fn group<E>(bytes: &[u8], ranks: &Ranks, each: &mut Each<'_, E>) -> Result<(), E> {
     let mut records = Vec::new();
     let mut rest = bytes;
     while let Some((record, after)) = Record::read(rest) {
@@ -63,52 +64,89 @@ pub(super) fn group<E>(
     };
     let mut out = Vec::new();
     for request in records.chunk_by(same) {
-        out.clear();
         let first = &request[0];
-        let (trace, kind) = if first.kind == Kind::Span {
-            out.extend_from_slice(first.rest);
+        if first.kind == Kind::Span {
             let trace = first.id.first_chunk().copied().unwrap_or_default();
-            (u128::from_be_bytes(trace), EntryKind::Span)
-        } else {
-            append(request, &mut out);
-            (trace(request), EntryKind::Request)
-        };
-        let Ok(length) = u32::try_from(out.len()) else {
+            let trace = u128::from_be_bytes(trace);
+            put(EntryKind::Span, trace, first.time, first.rest, each)?;
             continue;
-        };
-        let entry = Entry {
-            trace,
-            time: first.time,
-            place: 0,
-            length,
-            kind,
-        };
-        each(entry, &out)?;
+        }
+        let context = context(request);
+        for (number, run) in request.chunk_by(|a, b| !is_another_run(a, b)).enumerate() {
+            // The ids were text when they were read.
+            let id = std::str::from_utf8(first.id).unwrap_or_default();
+            let id = match context {
+                None if number > 0 => Cow::Owned(later_run(id, run[0].time)),
+                _ => Cow::Borrowed(id),
+            };
+            out.clear();
+            append(&id, run, &mut out);
+            let trace = context.map_or_else(|| TraceId::of_request(&id), |c| c.trace_id);
+            put(EntryKind::Request, trace.value(), run[0].time, &out, each)?;
+        }
     }
     Ok(())
 }
 
-/// The trace that a caller has given the request, else the one that its id gives.
-fn trace(request: &[Record<'_>]) -> u128 {
+fn put<E>(
+    kind: EntryKind,
+    trace: u128,
+    time: u64,
+    bytes: &[u8],
+    each: &mut Each<'_, E>,
+) -> Result<(), E> {
+    let Ok(length) = u32::try_from(bytes.len()) else {
+        return Ok(());
+    };
+    let entry = Entry {
+        trace,
+        time,
+        place: 0,
+        length,
+        kind,
+    };
+    each(entry, bytes)
+}
+
+/// A directory may hold the logs of several runs, and a client may count its requests
+/// from 1 in each: after so long without an event the live side has given a request up.
+const GIVEN_UP_NS: u64 = 3_600_000_000_000;
+/// Earlier times are not since 1970.
+const SINCE_BOOT_NS: u64 = 1_000_000_000_000_000_000;
+
+fn is_another_run(last: &Record<'_>, next: &Record<'_>) -> bool {
+    last.time > SINCE_BOOT_NS && next.time - last.time > GIVEN_UP_NS
+}
+
+/// Without a caller's context nothing but the id tells requests apart.
+fn later_run(id: &str, time: u64) -> String {
+    format!("{id}@{}", time / 1_000_000_000)
+}
+
+/// The id that the client has given: without what tells runs apart.
+pub(crate) fn client_id(id: &str) -> &str {
+    match id.rsplit_once('@') {
+        Some((id, second)) if second.bytes().all(|b| b.is_ascii_digit()) => id,
+        _ => id,
+    }
+}
+
+/// The first context that a caller has given.
+fn context(request: &[Record<'_>]) -> Option<SpanContext> {
     let with = request.iter().filter(|r| r.kind == Kind::EventWithContext);
     let mut contexts = with.filter_map(|r| {
         let suffix: Suffix = serde_json::from_slice(r.rest).ok()?;
         SpanContext::parse(suffix.traceparent?.as_bytes())
     });
-    let trace = match contexts.next() {
-        Some(context) => context.trace_id,
-        // The ids were text when they were read.
-        None => TraceId::of_request(std::str::from_utf8(request[0].id).unwrap_or_default()),
-    };
-    trace.value()
+    contexts.next()
 }
 
 /// `id length u16 · id · events`, an event being
 /// `time u64 · action u16 · source u16 · occurrence u16 · length u32 · JSON object`.
-fn append(request: &[Record<'_>], out: &mut Vec<u8>) {
-    let id = request[0].id;
-    out.extend_from_slice(&(id.len() as u16).to_le_bytes());
-    out.extend_from_slice(id);
+fn append(id: &str, request: &[Record<'_>], out: &mut Vec<u8>) {
+    let length = u16::try_from(id.len()).unwrap_or(0);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&id.as_bytes()[..usize::from(length)]);
     let mut last: Option<&Record<'_>> = None;
     for record in request {
         if last.replace(record).is_some_and(|last| last == record) {

@@ -27,6 +27,7 @@ use omnitrace::Vocabulary;
 
 pub use files::{ReadError, find};
 use group::Entry;
+pub(crate) use group::client_id;
 use lines::{Coding, Input};
 use names::{Names, Ranks};
 use partition::Partitions;
@@ -37,8 +38,8 @@ pub use spill::SpillError;
 use store::Writer;
 pub use store::{Reader, Store, TraceEvents};
 
-/// Bytes of events that are kept in memory.
-const MEMORY: usize = 24 << 20;
+/// Bytes of events that are kept in memory, unless another number is wanted.
+pub const MEMORY: usize = 24 << 20;
 /// Of a byte of log about this much becomes a record.
 const RECORD_SHARE: u64 = 4;
 /// A byte of a compressed file is about so many of the log.
@@ -51,8 +52,12 @@ const UNKNOWN_SIZE: u64 = 1 << 30;
 pub struct Settings<'a> {
     /// Folder for the temporary file that takes what memory does not hold.
     pub temporary: &'a Path,
+    /// Bytes of events that are kept in memory: [`MEMORY`].
+    pub memory: usize,
     /// Whether the ids of spans that a Collector has taken are wanted.
     pub exported: bool,
+    /// Whether the host names in a proxy's lines are wanted.
+    pub hosts: bool,
 }
 
 /// Reads every regular file below `path`, or `path` itself if it is a file; `-` is
@@ -65,9 +70,9 @@ pub fn ingest(
 ) -> Result<Store, ReadError> {
     let files = files::inputs(path)?;
     let names = Names::new(vocabulary);
-    let spill = Spill::new(settings.temporary, MEMORY);
+    let spill = Spill::new(settings.temporary, settings.memory);
     let partitions = Partitions::new(expected(&files) / RECORD_SHARE, threads());
-    let scanner = || Scanner::new(vocabulary, &names, &partitions, &spill, settings.exported);
+    let scanner = || Scanner::new(vocabulary, &names, &partitions, &spill, settings);
     let (seen, failed) = scan(&files, scanner, progress)?;
     let report = report(&files, &seen, failed);
     if report.events == 0 {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use memchr::memmem;
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
 use omnitrace::legacy_log::{ActionLine, Line, parse_line};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::Settings;
 use super::free;
 use super::lines::Spot;
 use super::names::{Names, Numbers};
@@ -50,7 +52,7 @@ pub(super) struct Scanner<'a> {
     vocabulary: &'a Vocabulary,
     numbers: Numbers<'a>,
     router: Router<'a>,
-    keep_exported: bool,
+    settings: Settings<'a>,
     pub(super) seen: Seen,
     failed: Option<SpillError>,
 }
@@ -61,13 +63,13 @@ impl<'a> Scanner<'a> {
         names: &'a Names,
         partitions: &'a Partitions,
         spill: &'a Spill,
-        keep_exported: bool,
+        settings: Settings<'a>,
     ) -> Self {
         Self {
             vocabulary,
             numbers: Numbers::new(names),
             router: Router::new(partitions, spill),
-            keep_exported,
+            settings,
             seen: Seen::default(),
             failed: None,
         }
@@ -80,7 +82,7 @@ impl<'a> Scanner<'a> {
             Ok(Line::Other) => return true,
             Ok(Line::Action(action)) => self.action(&action, line),
             Ok(Line::Exported(spans)) => {
-                if self.keep_exported {
+                if self.settings.exported {
                     self.seen.exported.extend(spans.iter().map(|id| id.value()));
                 }
                 return true;
@@ -122,7 +124,10 @@ impl<'a> Scanner<'a> {
                 None => Kind::Event,
             },
             id,
-            rest: line.suffix_text,
+            rest: match line.source {
+                None if self.settings.hosts => host(text),
+                _ => line.suffix_text,
+            },
         };
         let fits = self.router.put(&record)?;
         Ok(if fits { Ok(()) } else { Err(Reason::TooLong) })
@@ -184,4 +189,24 @@ impl<'a> Scanner<'a> {
             }
         }
     }
+}
+
+/// The host that nginx's line ends with, without its port; empty if there is none.
+fn host(line: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = b", host: \"";
+    let Some(at) = memmem::find(line, BEFORE) else {
+        return &[];
+    };
+    let host = &line[at + BEFORE.len()..];
+    let host = &host[..memchr::memchr(b'"', host).unwrap_or(host.len())];
+    let end = match host.iter().position(|b| *b == b']') {
+        Some(bracket) => bracket + 1,
+        None => memchr::memchr(b':', host).unwrap_or(host.len()),
+    };
+    let host = &host[..end];
+    let bare = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]"));
+    // What begins with a brace is a JSON object.
+    bare.unwrap_or(host)
+        .strip_prefix(b"{")
+        .unwrap_or(bare.unwrap_or(host))
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use omnitrace::SpanContext;
-use omnitrace::id::SpanId;
+use omnitrace::id::{SpanId, TraceId};
 use omnitrace::legacy_log::Suffix;
 use omnitrace::span::Span;
 
@@ -125,6 +125,15 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Where a trace stands in the order of time: logs that have grown since keep it.
+    pub fn position(&self, number: usize) -> Option<(u64, TraceId)> {
+        let trace = self.traces.get(number)?;
+        let entry = self.entries.get(trace.first as usize)?;
+        Some((trace.time, TraceId::new(entry.trace)?))
+    }
+}
+
 /// Reads traces out of a [`Store`].
 #[derive(Debug)]
 pub struct Reader<'a> {
@@ -181,6 +190,13 @@ fn extra(json: &[u8]) -> Option<Extra> {
     if json.is_empty() {
         return None;
     }
+    if json[0] != b'{' {
+        let host = String::from_utf8_lossy(json);
+        return Some(Extra {
+            host: Some(host.as_ref().into()),
+            ..Extra::default()
+        });
+    }
     // It was read once already.
     let suffix: Suffix = serde_json::from_slice(json).ok()?;
     let traceparent = suffix.traceparent.as_deref();
@@ -188,6 +204,7 @@ fn extra(json: &[u8]) -> Option<Extra> {
         context: traceparent.and_then(|t| SpanContext::parse(t.as_bytes())),
         attributes: suffix.attributes.0,
         undelivered: suffix.undelivered,
+        host: None,
     };
     (extra != Extra::default()).then_some(extra)
 }
