@@ -78,6 +78,7 @@ DECODE = (
     ("engine", "Decode done execute_model"),
     ("api", "Finish decode pickle and start response"),
 )
+FREED = (("engine", "Prefill free kv blocks"),)
 PROXY_AFTER = (
     "Proxy got first token",
     "Proxy got second token",
@@ -186,6 +187,7 @@ class Generator:
         node("prefill", prefill, PREFILL, 9_000)
         proxy(PROXY_BETWEEN, 300)
         node("decode", decode, DECODE, 12_000)
+        node("prefill", prefill, FREED, 500)
         proxy(PROXY_AFTER, 20_000)
         return lines
 

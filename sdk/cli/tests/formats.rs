@@ -156,6 +156,40 @@ fn a_layout_that_a_format_does_not_have_is_refused_and_so_are_unknown_ones() {
 }
 
 #[test]
+fn what_was_written_can_be_read_again() {
+    let mut lines = request("r1", BEGIN);
+    lines.extend(request("r2", BEGIN + 1_000_000));
+    let folder = folder("again", &lines);
+    let (direct, _) = convert(&folder, &["--skip-req_num=0"]);
+    for format in ["jaeger", "otlp", "otlp-protobuf"] {
+        let again = folder.join(format);
+        std::fs::create_dir_all(again.join("logs")).unwrap();
+        let (file, _) = convert_to(&folder, &["--format", format, "--skip-req_num=0"]);
+        std::fs::write(again.join("logs/any name"), file).unwrap();
+        let (traces, said) = convert(&again, &[]);
+        let mut expected: Vec<&Value> = direct.iter().collect();
+        if format != "jaeger" {
+            expected.drain(..4);
+        }
+        // The statistics are traces like others now; all are in the order of time.
+        expected.sort_by_key(|t| (spans(t)[0]["startTime"].as_u64(), t["traceID"].to_string()));
+        let mut seen: Vec<&Value> = traces.iter().collect();
+        seen.sort_by_key(|t| (spans(t)[0]["startTime"].as_u64(), t["traceID"].to_string()));
+        assert_eq!(seen, expected, "{format} {said}");
+    }
+    let broken = folder.join("broken");
+    std::fs::create_dir_all(broken.join("logs")).unwrap();
+    std::fs::write(broken.join("logs/a.json"), "{\"data\": [{\"traceID\": 7}]}").unwrap();
+    let (logs, out) = (broken.join("logs"), broken.join("out"));
+    let output = omnitrace(&["convert", logs.to_str().unwrap(), out.to_str().unwrap()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("a.json: invalid type: integer `7`, expected a string"),
+        "{said}"
+    );
+}
+
+#[test]
 fn stdin_and_stdout_are_files_too() {
     use std::io::Write as _;
     let folder = short("pipes");

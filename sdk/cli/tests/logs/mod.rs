@@ -1,5 +1,7 @@
 //! Logs as the old tools write them, to be bent by a test.
 
+#![allow(dead_code)] // each test has use for a part
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

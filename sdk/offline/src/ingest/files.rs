@@ -19,7 +19,7 @@ pub enum ReadError {
     },
     /// There is no action in any file.
     #[error(
-        "no action lines (\"<<<Action: …\") in the {files} files under {path}; is this the trace directory (TRACE_OUTPUT_DIRECTORY)?{}",
+        "no action lines (\"<<<Action: …\") and no spans in the {files} files under {path}; is this the trace directory (TRACE_OUTPUT_DIRECTORY)?{}",
         more(problems)
     )]
     Empty {

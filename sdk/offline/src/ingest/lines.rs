@@ -6,6 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
+
+use super::foreign;
 
 /// A line longer than this is not one of ours: it is taken in parts.
 pub(super) const MAX_LINE: usize = 4 << 20;
@@ -20,6 +24,16 @@ pub(super) enum Coding {
     Plain,
     Gzip,
     Zstandard,
+    /// Not a log.
+    Document(Document),
+}
+
+/// A file of finished spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Document {
+    Jaeger,
+    OtlpJson,
+    OtlpProtobuf,
 }
 
 /// A file, or standard input, to be read.
@@ -37,7 +51,7 @@ pub(super) struct Chunk {
     pub(super) file: usize,
     from: u64,
     to: u64,
-    coding: Coding,
+    pub(super) coding: Coding,
 }
 
 /// Is given each line; false ends the reading.
@@ -88,13 +102,34 @@ pub(super) fn chunks(files: &[Input]) -> Vec<Chunk> {
 }
 
 pub(super) fn coding(path: &Path) -> Coding {
-    let mut head = [0; 4];
+    let mut head = [0; 512];
     let read = if path == Path::new("-") {
         Err(io::ErrorKind::Unsupported.into())
     } else {
         File::open(path).and_then(|file| file.read_at(&mut head, 0))
     };
-    of_head(&head[..read.unwrap_or(0)])
+    let head = &head[..read.unwrap_or(0)];
+    match of_head(head) {
+        Coding::Plain => document(head).map_or(Coding::Plain, Coding::Document),
+        packed => packed,
+    }
+}
+
+/// Which kind of document begins like this, if any does.
+fn document(head: &[u8]) -> Option<Document> {
+    let has = |name: &[u8]| memchr::memmem::find(head, name).is_some();
+    if head.trim_ascii_start().starts_with(b"{") {
+        return match () {
+            () if has(b"\"resourceSpans\"") => Some(Document::OtlpJson),
+            () if has(b"\"data\"") => Some(Document::Jaeger),
+            () => None,
+        };
+    }
+    // The field `resource_spans`, its length, and a field of its own; a log that begins
+    // with an empty line goes on otherwise.
+    let rest = head.strip_prefix(b"\x0a")?;
+    let length = rest.iter().take(5).position(|byte| *byte < 0x80)?;
+    matches!(rest.get(length + 1), Some(0x0a | 0x12)).then_some(Document::OtlpProtobuf)
 }
 
 fn of_head(head: &[u8]) -> Coding {
@@ -130,6 +165,8 @@ pub(super) fn read(
             each,
         ),
         Coding::Zstandard => stream(chunk.file, zstd::Decoder::new(counted)?, each),
+        // It is not read by lines.
+        Coding::Document(_) => Ok(0),
     }
 }
 
@@ -144,6 +181,7 @@ fn sniffed<'a>(input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Coding::Plain => Box::new(whole),
         Coding::Gzip => Box::new(MultiGzDecoder::new(whole)),
         Coding::Zstandard => Box::new(zstd::Decoder::with_buffer(whole)?),
+        Coding::Document(_) => Box::new(whole),
     })
 }
 
@@ -269,6 +307,34 @@ impl Lines {
     }
 }
 
+/// Gives `each` the spans of a document.
+pub(super) fn read_document(
+    path: &Path,
+    document: Document,
+    each: &mut foreign::Each<'_>,
+    progress: &dyn Fn(u64),
+) -> io::Result<u64> {
+    let file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let mut counted = BufReader::with_capacity(
+        BUFFER,
+        Counted {
+            inner: file,
+            progress,
+        },
+    );
+    match document {
+        Document::Jaeger => foreign::jaeger_json(counted, each)?,
+        Document::OtlpJson => foreign::otlp_json(counted, each)?,
+        Document::OtlpProtobuf => {
+            let mut whole = Vec::new();
+            counted.read_to_end(&mut whole)?;
+            foreign::otlp(ExportTraceServiceRequest::decode(&whole[..])?, each);
+        }
+    }
+    Ok(bytes)
+}
+
 /// Tells how many bytes have been read.
 struct Counted<'a, R> {
     inner: R,
@@ -290,7 +356,7 @@ pub(super) fn line_number(input: &Input, offset: u64) -> io::Result<u64> {
     }
     let file = File::open(&input.path)?;
     let decoded: Box<dyn Read> = match coding(&input.path) {
-        Coding::Plain => Box::new(file),
+        Coding::Plain | Coding::Document(_) => Box::new(file),
         Coding::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(file))),
         Coding::Zstandard => Box::new(zstd::Decoder::new(file)?),
     };

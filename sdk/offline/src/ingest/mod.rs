@@ -8,6 +8,7 @@
 //! are in memory only as far as [`MEMORY`] reaches.
 
 mod files;
+mod foreign;
 mod free;
 mod group;
 mod lines;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use omnitrace::Vocabulary;
+use omnitrace::span::Span;
 
 pub use files::{ReadError, find};
 use group::Entry;
@@ -112,7 +114,7 @@ pub fn ingest(
 fn expected(files: &[Input]) -> u64 {
     let size = |input: &Input| match lines::coding(&input.path) {
         _ if input.path == Path::new("-") => UNKNOWN_SIZE,
-        Coding::Plain => input.size,
+        Coding::Plain | Coding::Document(_) => input.size,
         Coding::Gzip | Coding::Zstandard => input.size.saturating_mul(COMPRESSION),
     };
     files.iter().map(size).sum()
@@ -133,6 +135,17 @@ fn scan<'a>(
         let mut failed = Vec::new();
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut goes_on = true;
+            if let Coding::Document(document) = chunk.coding {
+                let path = &files[chunk.file].path;
+                let mut each = |span: Span| scanner.foreign(&span);
+                match lines::read_document(path, document, &mut each, progress) {
+                    Ok(bytes) => scanner.seen.bytes += bytes,
+                    Err(error) => {
+                        failed.push((chunk.file, format!("{}: {error}", path.display())));
+                    }
+                }
+                continue;
+            }
             let read = lines::read(
                 files,
                 *chunk,

@@ -6,16 +6,17 @@ use memchr::memmem;
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
 use omnitrace::legacy_log::{ActionLine, Line, parse_line};
+use omnitrace::span::Span;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Settings;
-use super::free;
 use super::lines::Spot;
 use super::names::{Names, Numbers};
 use super::partition::{Partitions, Router};
 use super::record::{Kind, Record};
 use super::report::Reason;
 use super::spill::{Spill, SpillError};
+use super::{foreign, free};
 
 /// What one thread has seen.
 #[derive(Default)]
@@ -161,6 +162,21 @@ impl<'a> Scanner<'a> {
         let Some(span) = free::span(line) else {
             return Ok(Err(Reason::BadSpan));
         };
+        self.put_span(&span, text)
+    }
+
+    /// Takes a span of another tool's file.
+    pub(super) fn foreign(&mut self, span: &Span) {
+        if self.failed.is_some() {
+            return;
+        }
+        match self.put_span(span, &foreign::to_bytes(span)) {
+            Ok(_) => self.seen.events += 1,
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    fn put_span(&mut self, span: &Span, text: &[u8]) -> Result<Result<(), Reason>, SpillError> {
         let trace = span.trace_id.value().to_be_bytes();
         let mut id = [0; 24];
         id[..16].copy_from_slice(&trace);
