@@ -2,7 +2,7 @@
 # make test    the tests
 # make lint    format, clippy, ruff, types
 # make bench   what a span costs; bench-vllm: what the hooks cost a real vLLM;
-#              bench-nginx: what the module costs nginx
+#              bench-nginx: what the module costs nginx; bench-offline: how fast logs are converted
 # make test-vllm  the vLLM plugin in a real prefill/decode pair
 # make chaos   a million spans through outages of every kind; outage: an hour without a
 #              Collector; interpreters: the tests on every CPython that can be had; miri:
@@ -13,7 +13,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-vllm lint bench bench-nginx bench-vllm chaos outage interpreters miri module wheel command \
+.PHONY: all demo test test-vllm lint bench bench-nginx bench-vllm bench-offline chaos outage interpreters \
+    miri module wheel command \
     example fmt clean \
     test-rust test-python collector
 
@@ -128,6 +129,9 @@ bench-vllm: $(T)/.packages command $(T)/.wheel collector
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/vllm/requirements.txt
 	$(PYTHON) tests/vllm/prepare.py $(T)/wheels/*.whl 0.32.0
 	PYTHONPATH=examples/demo:tests/end_to_end $(PYTHON) tests/vllm/cost.py
+
+bench-offline: $(T)/.packages command
+	python3 tests/offline/bench.py $(COMMAND) $(T)/bench/offline.md
 
 chaos: $(T)/.packages command $(T)/.wheel collector
 	@[ -x $(T)/peers/otelcol ] || { echo "make chaos builds the Collector and needs Go" >&2; exit 1; }

@@ -4,19 +4,20 @@ use std::path::PathBuf;
 
 use clap::Args;
 use omnitrace::Vocabulary;
-use omnitrace_offline::convert::{self, ConvertError, Options};
-use omnitrace_offline::reader::ReadError;
+use omnitrace_offline::convert::{self, ConvertError, Format, Layout, Options};
+use omnitrace_offline::ingest::{self, ReadError, Settings};
 
 use crate::input;
 
-/// Convert legacy logs to a file for the Jaeger UI (its "Upload" tab).
+/// Convert legacy logs to a file of traces, for the Jaeger UI (its "Upload" tab) or for
+/// another tool.
 ///
-/// The file holds four statistics traces (average, TP90, TP95 and TP99 over the
+/// A file for Jaeger holds four statistics traces (average, TP90, TP95 and TP99 over the
 /// complete requests) and one trace for each request.
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// Directory with the logs (all files below it are read, .gz included), or
-    /// one log file
+    /// Directory with the logs (all files below it are read, compressed ones
+    /// included), or one log file; "-" is stdin
     log_dir: PathBuf,
     /// File to write; it appears whole or not at all. "-" is stdout
     output: PathBuf,
@@ -32,6 +33,19 @@ pub(crate) struct ConvertArgs {
         value_delimiter = ','
     )]
     filter_reqids: Vec<String>,
+    /// jaeger: JSON for the Jaeger UI; otlp: OTLP, a line of JSON for each trace;
+    /// otlp-protobuf: OTLP, one TracesData message; perfetto: for ui.perfetto.dev and
+    /// chrome://tracing; csv: a row for each span
+    #[arg(long, value_name = "FORMAT", default_value = "jaeger", value_parser = format)]
+    format: Format,
+    /// tree: each phase within the one that it is part of; legacy: the chain of 45 spans
+    /// of log_to_jaeger.py (with --format jaeger)
+    #[arg(long, value_name = "LAYOUT", default_value = "tree", value_parser = layout)]
+    layout: Layout,
+    /// Folder for a temporary file with the events that memory does not hold, about
+    /// a third of the logs' size [default: the output's folder]
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -47,7 +61,6 @@ pub(crate) enum Error {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
-    let log = input::read(&args.log_dir, args.quiet)?;
     let options = Options {
         skip: args.skip_req_num,
         only: args
@@ -56,15 +69,28 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
             .map(|id| id.trim().to_owned())
             .filter(|id| !id.is_empty())
             .collect(),
+        format: args.format,
+        layout: args.layout,
     };
+    if args.layout == Layout::Legacy && args.format != Format::Jaeger {
+        return Err(ConvertError::Layout.into());
+    }
+    convert::check(&args.output)?;
+    let settings = Settings {
+        temporary: &input::temporary(args.temp_dir.as_deref(), &args.output),
+        memory: ingest::MEMORY,
+        exported: false,
+        hosts: options.needs_hosts(),
+    };
+    let store = input::ingest(&args.log_dir, settings, args.quiet)?;
     let bar = input::bar(
-        log.requests.len() as u64,
-        "writing {bar:40} {pos}/{len} requests {eta}",
+        2 * store.traces() as u64,
+        "writing {bar:40} {percent} % {eta}",
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
     let vocabulary = Vocabulary::omni_vllm();
-    let summary = convert::convert(&vocabulary, &log, &options, &args.output, &progress);
+    let summary = convert::convert(&vocabulary, &store, &options, &args.output, &progress);
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {
@@ -75,10 +101,26 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
             "omnitrace: {} traces with {} spans of {} requests ({} counted in the statistics) in {}",
             summary.traces,
             summary.spans,
-            log.requests.len(),
+            store.requests(),
             summary.counted,
             args.output.display(),
         );
     }
     Ok(())
+}
+
+fn format(name: &str) -> Result<Format, String> {
+    let known = Format::NAMES.iter().find(|(n, _)| *n == name);
+    known.map(|(_, format)| *format).ok_or_else(|| {
+        let names: Vec<&str> = Format::NAMES.iter().map(|(n, _)| *n).collect();
+        format!("not one of {}", names.join(", "))
+    })
+}
+
+fn layout(name: &str) -> Result<Layout, &'static str> {
+    match name {
+        "tree" => Ok(Layout::Tree),
+        "legacy" => Ok(Layout::Legacy),
+        _ => Err("not tree or legacy"),
+    }
 }

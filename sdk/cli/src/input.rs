@@ -1,26 +1,50 @@
 //! Reading logs with a progress bar, and saying what could not be read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use omnitrace_offline::reader::{self, Log, ReadError};
+use omnitrace::Vocabulary;
+use omnitrace_offline::ingest::{self, ReadError, Settings, Store};
 
 /// Reads the logs below `path`; problems go to stderr.
-pub(crate) fn read(path: &Path, quiet: bool) -> Result<Log, ReadError> {
-    let total = reader::files(path)?.iter().map(|(_, size)| size).sum();
-    let bar = bar(
+pub(crate) fn ingest(path: &Path, settings: Settings<'_>, quiet: bool) -> Result<Store, ReadError> {
+    let bar = reading_bar(path, quiet)?;
+    let store = ingest::ingest(&Vocabulary::omni_vllm(), path, settings, &|bytes| {
+        bar.inc(bytes)
+    });
+    bar.finish_and_clear();
+    let store = store?;
+    say(&store.report().problems());
+    Ok(store)
+}
+
+fn reading_bar(path: &Path, quiet: bool) -> Result<ProgressBar, ReadError> {
+    let total = ingest::find(path)?.iter().map(|(_, size)| size).sum();
+    Ok(bar(
         total,
         "reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         quiet,
-    );
-    let log = reader::read(path, &|bytes| bar.inc(bytes));
-    bar.finish_and_clear();
-    let log = log?;
-    for problem in log.report.problems() {
+    ))
+}
+
+fn say(problems: &[String]) {
+    for problem in problems {
         eprintln!("omnitrace: {problem}");
     }
-    Ok(log)
+}
+
+/// Where events wait that memory does not hold: the folder that was named, else that of
+/// the output, which must have room for much more.
+pub(crate) fn temporary(named: Option<&Path>, output: &Path) -> PathBuf {
+    match (named, output.parent()) {
+        (Some(folder), _) => folder.to_owned(),
+        _ if output == Path::new("-") || !(output.is_file() || !output.exists()) => {
+            std::env::temp_dir()
+        }
+        (None, Some(folder)) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// A progress bar on stderr; nothing where stderr is no terminal.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use omnitrace::Vocabulary;
 use omnitrace::config::{self, Config, ExporterConfig, Protocol};
-use omnitrace_offline::reader::ReadError;
-use omnitrace_offline::replay::{self, Options, ReplayError};
+use omnitrace_offline::ingest::{self, ReadError, Settings};
+use omnitrace_offline::replay::{self, Options, Position, ReplayError, StateError};
 
 use crate::input;
 
@@ -16,8 +16,8 @@ use crate::input;
 /// the ids are the same.
 #[derive(Args)]
 pub(crate) struct ReplayArgs {
-    /// Directory with the logs (all files below it are read, .gz included), or
-    /// one log file
+    /// Directory with the logs (all files below it are read, compressed ones
+    /// included), or one log file; "-" is stdin
     log_dir: PathBuf,
     /// OTLP base endpoint, such as http://localhost:4318 (HTTP) or, with
     /// --protocol grpc, http://localhost:4317; default: OTEL_EXPORTER_OTLP_*
@@ -29,6 +29,17 @@ pub(crate) struct ReplayArgs {
     /// Also send what a Collector has taken already
     #[arg(long)]
     all: bool,
+    /// Send at most N spans in a second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Write down in FILE how far the replay has come, and go on from there if an
+    /// earlier one has done so
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Folder for a temporary file with the events that memory does not hold [default:
+    /// the system's]
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -41,6 +52,8 @@ pub(crate) enum Error {
     Read(#[from] ReadError),
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("--endpoint {0} {1}")]
     Endpoint(String, String),
     #[error("there is no endpoint to send to: give --endpoint")]
@@ -49,16 +62,37 @@ pub(crate) enum Error {
 
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
     let exporter = exporter(args)?;
-    let log = input::read(&args.log_dir, args.quiet)?;
+    let after = args
+        .state
+        .as_deref()
+        .map(Position::load)
+        .transpose()?
+        .flatten();
+    let settings = Settings {
+        temporary: &args.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
+        memory: ingest::MEMORY,
+        exported: true,
+        hosts: false,
+    };
+    let store = input::ingest(&args.log_dir, settings, args.quiet)?;
     let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);
     let progress = |n: usize| bar.inc(n as u64);
-    let options = Options { all: args.all };
+    let options = Options {
+        all: args.all,
+        rate: args.rate,
+        after,
+    };
+    let reached = |position: Position| match &args.state {
+        Some(path) => position.save(path),
+        None => Ok(()),
+    };
     let summary = replay::replay(
         &Vocabulary::omni_vllm(),
-        &log,
+        &store,
         &exporter,
         options,
         &progress,
+        &reached,
     );
     bar.finish_and_clear();
     let summary = summary?;
@@ -69,6 +103,12 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
         );
     }
     if !args.quiet {
+        if summary.resumed > 0 {
+            eprintln!(
+                "omnitrace: {} traces left out that an earlier replay has sent",
+                summary.resumed
+            );
+        }
         eprintln!(
             "omnitrace: {} spans sent to {}, {} left out that a Collector has already",
             summary.sent, exporter.endpoint, summary.skipped

@@ -13,29 +13,47 @@ use crate::reader::{LoggedEvent, Request};
 
 /// All spans of one request, by start time, parents first.
 pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
-    let mut assembler = Assembler::new(Arc::clone(vocabulary), Scope::Whole);
-    let mut output = Output::default();
-    let mut attributes = Vec::new();
-    for event in &request.events {
-        attributes.clear();
-        let extra = event.extra.iter().flat_map(|e| &e.attributes);
-        attributes.extend(extra.map(|a| (KeyRef::Text(&a.key), a.value.as_ref())));
-        assembler.event(
-            to_event(vocabulary, request, event, &attributes),
-            &mut output,
-        );
-    }
-    assembler.finish(&mut output);
-    output
-        .spans
-        .sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
-    output.spans
+    Bench::new(vocabulary).spans(request)
 }
 
-/// Those of a request's spans that, by its log, no Collector has taken.
-pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
+/// Assembles one request after the other, in the same memory.
+pub struct Bench {
+    vocabulary: Arc<Vocabulary>,
+    assembler: Assembler,
+    output: Output,
+}
+
+impl Bench {
+    /// A bench for one thread.
+    pub fn new(vocabulary: &Arc<Vocabulary>) -> Self {
+        Self {
+            vocabulary: Arc::clone(vocabulary),
+            assembler: Assembler::new(Arc::clone(vocabulary), Scope::Whole),
+            output: Output::default(),
+        }
+    }
+
+    /// All spans of one request, by start time, parents first.
+    pub fn spans(&mut self, request: &Request) -> Vec<Span> {
+        let mut attributes = Vec::new();
+        for event in &request.events {
+            attributes.clear();
+            let extra = event.extra.iter().flat_map(|e| &e.attributes);
+            attributes.extend(extra.map(|a| (KeyRef::Text(&a.key), a.value.as_ref())));
+            let event = to_event(&self.vocabulary, request, event, &attributes);
+            self.assembler.event(event, &mut self.output);
+        }
+        self.assembler.finish(&mut self.output);
+        self.output.loose.clear();
+        let mut spans = std::mem::take(&mut self.output.spans);
+        spans.sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
+        spans
+    }
+}
+
+/// Leaves those of a request's `spans` that, by its log, no Collector has taken.
+pub fn retain_undelivered(vocabulary: &Vocabulary, request: &Request, spans: &mut Vec<Span>) {
     let marked = |e: &&LoggedEvent| e.extra.as_ref().is_some_and(|x| x.undelivered.is_some());
-    let mut spans = spans(vocabulary, request);
     // Lines that were written without knowing say nothing against their spans. A
     // span without a line of its own was made for the sake of its children.
     let is = |e: &LoggedEvent, m: &Moment| *e.action == *vocabulary.action(m.action).name;
@@ -66,7 +84,6 @@ pub fn undelivered(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span>
             || !known(last)
             || named.contains(&(phase, origin.occurrence, origin.context))
     });
-    spans
 }
 
 fn to_event<'a>(

@@ -1,15 +1,17 @@
 //! Legacy logs in, traces out.
 //!
 //! ```text
-//!  files ─► reader ─► Log (events by request) ─► assemble ─► Span ─┬─► jaeger: one trace per request
-//!                                                                  ├─► statistics: four more
-//!                                                                  └─► replay: OTLP
+//!  files ─► ingest ─► Store (requests by trace and time) ─► assemble ─► Span ─┬─► jaeger: one trace per request
+//!                                                                             ├─► statistics: four more
+//!                                                                             └─► replay: OTLP
 //! ```
 //! The spans come from the same assembler as the live ones.
 
 pub mod assemble;
 pub mod convert;
+pub mod ingest;
 pub mod jaeger;
+mod ordered;
 pub mod reader;
 pub mod replay;
 pub mod statistics;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use omnitrace::Vocabulary;
 use omnitrace::config::ExporterConfig;
@@ -11,9 +11,13 @@ use omnitrace::delivery::otlp::{ExportError, ExporterError, OtlpExporter};
 use omnitrace::span::{Source, Span};
 use omnitrace::value::Attribute;
 
-use crate::assemble;
+use crate::assemble::{self, Bench};
+use crate::ingest::{SpillError, Store};
 use crate::jaeger::span::service_name;
-use crate::reader::Log;
+
+mod progress;
+
+pub use progress::{Position, StateError};
 
 /// Spans in one request.
 const BATCH: usize = 512;
@@ -24,11 +28,18 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause after the first failed attempt; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
+/// Traces after which what was sent is written down.
+const CHECKPOINT: usize = 500;
+
 /// What to replay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Also what a Collector has taken already.
     pub all: bool,
+    /// At most so many spans in a second.
+    pub rate: Option<u32>,
+    /// Leave out what comes before this and this itself: it has been sent.
+    pub after: Option<Position>,
 }
 
 /// What came of it.
@@ -40,6 +51,8 @@ pub struct Summary {
     pub rejected: usize,
     /// Spans left out because a Collector has taken them already.
     pub skipped: usize,
+    /// Traces left out because an earlier replay had come that far.
+    pub resumed: usize,
 }
 
 /// Why the replay ended early.
@@ -60,43 +73,74 @@ pub enum ReplayError {
         /// Its answer.
         reason: ExportError,
     },
+    /// The events cannot be read back.
+    #[error(transparent)]
+    Spill(#[from] SpillError),
+    /// It cannot be written down how far the replay has come.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The runtime cannot start.
     #[error("the replay cannot start: {0}")]
     Runtime(#[from] std::io::Error),
 }
 
-/// Sends the spans of `log`; `progress` is told how many each time.
+/// Sends the spans of `store`, in the order of its traces; `progress` is told how many each
+/// time, `reached` from time to time up to where all has been taken.
 pub fn replay(
     vocabulary: &Arc<Vocabulary>,
-    log: &Log,
+    store: &Store,
     config: &ExporterConfig,
     options: Options,
     progress: &dyn Fn(usize),
+    reached: &dyn Fn(Position) -> Result<(), StateError>,
 ) -> Result<Summary, ReplayError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let mut sender = Sender {
+        vocabulary,
+        store,
+        config,
+        options,
+        targets: BTreeMap::new(),
+        summary: Summary::default(),
+        began: Instant::now(),
+        progress,
+    };
     runtime.block_on(async {
-        let mut sender = Sender {
-            vocabulary,
-            config,
-            targets: BTreeMap::new(),
-            summary: Summary::default(),
-            progress,
-        };
-        for request in &log.requests {
-            let all = assemble::spans(vocabulary, request);
-            let total = all.len();
-            let spans = if options.all {
-                all
-            } else {
-                assemble::undelivered(vocabulary, request)
-            };
-            sender.summary.skipped += total - spans.len();
-            sender.send(log, options, spans).await?;
+        let mut reader = store.reader();
+        let mut bench = Bench::new(vocabulary);
+        let mut unsaved = None;
+        for number in 0..store.traces() {
+            let position = store.position(number).map(Position::from);
+            if position.is_some() && position <= options.after {
+                sender.summary.resumed += 1;
+                continue;
+            }
+            let content = reader.trace(number)?;
+            for request in &content.requests {
+                let mut spans = bench.spans(request);
+                let total = spans.len();
+                if !options.all {
+                    assemble::retain_undelivered(vocabulary, request, &mut spans);
+                }
+                sender.summary.skipped += total - spans.len();
+                sender.send(spans).await?;
+            }
+            sender.send(content.spans).await?;
+            unsaved = position;
+            if number % CHECKPOINT == CHECKPOINT - 1
+                && let Some(position) = unsaved.take()
+            {
+                sender.flush().await?;
+                reached(position)?;
+            }
         }
-        sender.send(log, options, log.spans.clone()).await?;
-        sender.finish().await
+        sender.flush().await?;
+        if let Some(position) = unsaved {
+            reached(position)?;
+        }
+        Ok(sender.summary)
     })
 }
 
@@ -108,21 +152,23 @@ struct Target {
 
 struct Sender<'a> {
     vocabulary: &'a Vocabulary,
+    store: &'a Store,
     config: &'a ExporterConfig,
+    options: Options,
     targets: BTreeMap<Arc<Source>, Target>,
     summary: Summary,
+    began: Instant,
     progress: &'a dyn Fn(usize),
 }
 
 impl Sender<'_> {
-    async fn send(
-        &mut self,
-        log: &Log,
-        options: Options,
-        spans: Vec<Span>,
-    ) -> Result<(), ReplayError> {
+    async fn send(&mut self, spans: Vec<Span>) -> Result<(), ReplayError> {
+        let full = self
+            .options
+            .rate
+            .map_or(BATCH, |rate| BATCH.min(rate as usize));
         for span in spans {
-            if !options.all && log.exported.contains(&span.span_id) {
+            if !self.options.all && self.store.is_exported(span.span_id) {
                 self.summary.skipped += 1;
                 continue;
             }
@@ -142,7 +188,7 @@ impl Sender<'_> {
                 continue;
             };
             target.batch.push(span);
-            if target.batch.len() >= BATCH {
+            if target.batch.len() >= full {
                 let batch = std::mem::take(&mut target.batch);
                 self.export(&source, batch).await?;
             }
@@ -150,7 +196,17 @@ impl Sender<'_> {
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<Summary, ReplayError> {
+    /// Waits until no more than the rate has been sent since the beginning.
+    async fn keep_rate(&self) {
+        let Some(rate) = self.options.rate.filter(|rate| *rate > 0) else {
+            return;
+        };
+        let due = Duration::from_secs_f64(self.summary.sent as f64 / f64::from(rate));
+        tokio::time::sleep(due.saturating_sub(self.began.elapsed())).await;
+    }
+
+    /// Sends what waits.
+    async fn flush(&mut self) -> Result<(), ReplayError> {
         let sources: Vec<_> = self.targets.keys().cloned().collect();
         for source in sources {
             let batch = self
@@ -159,7 +215,7 @@ impl Sender<'_> {
                 .map(|t| std::mem::take(&mut t.batch));
             self.export(&source, batch.unwrap_or_default()).await?;
         }
-        Ok(self.summary)
+        Ok(())
     }
 
     async fn export(&mut self, source: &Arc<Source>, spans: Vec<Span>) -> Result<(), ReplayError> {
@@ -169,6 +225,7 @@ impl Sender<'_> {
         let Some(batch) = target.exporter.batch(spans) else {
             return Ok(());
         };
+
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         let taken = loop {
@@ -191,11 +248,12 @@ impl Sender<'_> {
         self.summary.rejected += usize::try_from(taken.rejected).unwrap_or(0);
         self.summary.sent += batch.len();
         (self.progress)(batch.len());
+        self.keep_rate().await;
         Ok(())
     }
 }
 
-fn resource(vocabulary: &Vocabulary, source: &Source) -> Vec<Attribute> {
+pub(crate) fn resource(vocabulary: &Vocabulary, source: &Source) -> Vec<Attribute> {
     let mut attributes = vec![Attribute::new(
         "service.name",
         service_name(vocabulary, &source.role).as_str(),

@@ -57,11 +57,22 @@ impl Statistic {
     }
 }
 
+/// What the statistics need of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Start of its first span.
+    pub start: u64,
+    /// From there to the end of its last one.
+    pub total: u64,
+    /// Its phases, each once: duration, and start after the parent's.
+    pub phases: Vec<(PhaseId, u64, u64)>,
+}
+
 /// Durations of every phase over requests.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Durations {
-    /// Phase → its requests' durations and starts after their parent's.
-    phases: BTreeMap<PhaseId, (Vec<u64>, Vec<u64>)>,
+    /// Phase → its requests' durations, and the sum of the starts after their parent's.
+    phases: BTreeMap<PhaseId, (Vec<u64>, u128)>,
     /// Whole requests, first start to last end.
     totals: Vec<u64>,
     /// Start of the earliest request.
@@ -110,31 +121,65 @@ pub fn complete(roles: &[Vec<RoleId>]) -> Vec<bool> {
         .collect()
 }
 
-impl Durations {
-    /// Adds one request's spans.
-    pub fn add(&mut self, vocabulary: &Vocabulary, spans: &[Span]) {
-        let Some(start) = spans.iter().map(|s| s.start).min() else {
-            return;
-        };
+impl Outline {
+    /// None of a request without spans.
+    pub fn of(vocabulary: &Vocabulary, spans: &[Span]) -> Option<Self> {
+        let start = spans.iter().map(|s| s.start).min()?;
         let end = spans.iter().map(|s| s.end).max().unwrap_or(start);
-        self.earliest = Some(self.earliest.map_or(start, |e| e.min(start)));
-        self.totals.push(end - start);
-        let mut seen = Vec::new();
+        let mut phases: Vec<(PhaseId, u64, u64)> = Vec::with_capacity(spans.len());
         for span in spans {
             let Some(origin) = &span.origin else { continue };
             // Of several tries the first counts.
-            if seen.contains(&origin.phase) {
+            if phases.iter().any(|(phase, ..)| *phase == origin.phase) {
                 continue;
             }
-            seen.push(origin.phase);
             let above = vocabulary.phase(origin.phase).parent;
             let parent = spans
                 .iter()
                 .find(|s| above.is_some() && s.origin.as_ref().map(|o| o.phase) == above);
             let offset = span.start.saturating_sub(parent.map_or(start, |p| p.start));
-            let (durations, offsets) = self.phases.entry(origin.phase).or_default();
-            durations.push(span.end - span.start);
-            offsets.push(offset);
+            phases.push((origin.phase, span.end - span.start, offset));
+        }
+        Some(Self {
+            start,
+            total: end - start,
+            phases,
+        })
+    }
+}
+
+impl Durations {
+    /// Adds one request's spans.
+    pub fn add(&mut self, vocabulary: &Vocabulary, spans: &[Span]) {
+        if let Some(outline) = Outline::of(vocabulary, spans) {
+            self.push(&outline);
+        }
+    }
+
+    /// Adds one request.
+    pub fn push(&mut self, outline: &Outline) {
+        let start = outline.start;
+        self.earliest = Some(self.earliest.map_or(start, |e| e.min(start)));
+        self.totals.push(outline.total);
+        for (phase, duration, offset) in &outline.phases {
+            let (durations, offsets) = self.phases.entry(*phase).or_default();
+            durations.push(*duration);
+            *offsets += u128::from(*offset);
+        }
+    }
+
+    /// Adds what another has.
+    pub fn absorb(&mut self, other: Self) {
+        if self.totals.is_empty() {
+            *self = other;
+            return;
+        }
+        self.earliest = self.earliest.into_iter().chain(other.earliest).min();
+        self.totals.extend(other.totals);
+        for (phase, (durations, offsets)) in other.phases {
+            let (all, sum) = self.phases.entry(phase).or_default();
+            all.extend(durations);
+            *sum += offsets;
         }
     }
 
@@ -145,9 +190,8 @@ impl Durations {
 
     /// To be called after the last request.
     pub fn sort(&mut self) {
-        for (durations, offsets) in self.phases.values_mut() {
+        for (durations, _) in self.phases.values_mut() {
             durations.sort_unstable();
-            offsets.sort_unstable();
         }
         self.totals.sort_unstable();
     }
@@ -198,11 +242,10 @@ impl Durations {
                 };
                 let (durations, offsets) = &self.phases[phase];
                 let duration = statistic.of(durations);
+                let offset = (offsets / durations.len().max(1) as u128) as u64;
                 let (id, from, to) = parent;
                 let shown = duration.min(to - from);
-                let start = (from + Statistic::Average.of(offsets))
-                    .min(to - shown)
-                    .max(from);
+                let start = (from + offset).min(to - shown).max(from);
                 let role = &vocabulary.role(definition.role).name;
                 let mut span = draw.span(
                     &definition.name,

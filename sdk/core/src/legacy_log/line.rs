@@ -47,6 +47,8 @@ pub struct ActionLine<'a> {
     pub source: Option<(&'a str, &'a str)>,
     /// Our JSON object, or an empty one.
     pub suffix: Suffix,
+    /// The same as text; empty where there is none.
+    pub suffix_text: &'a [u8],
 }
 
 /// Why a line with the marker is not one.
@@ -90,21 +92,24 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
         ));
     };
     let text = &line[at + MARKER.len()..];
-    let (action, rest) = split(text, b"; Timestamp:").ok_or(LineError::NoTimestamp)?;
+    let (action, rest) = match split(text, b"; Timestamp:") {
+        Some(parts) => parts,
+        None => misplaced(text).ok_or(LineError::NoTimestamp)?,
+    };
     let (time, rest) = split(rest, b"; RequestID:").ok_or(LineError::NoRequestId)?;
     let time = parse_seconds(time).ok_or(LineError::BadTimestamp)?;
     let action = std::str::from_utf8(action).map_err(|_| LineError::NotUtf8)?;
-    let (request_id, source, suffix) = match split(rest, b"; Role:") {
+    let (request_id, source, suffix, suffix_text) = match split(rest, b"; Role:") {
         Some((id, role)) => {
-            let (role, suffix) = split_suffix(role)?;
+            let (role, suffix, text) = split_suffix(role)?;
             let role = std::str::from_utf8(role).map_err(|_| LineError::NotUtf8)?;
             let (role, node) = role
                 .trim_end()
                 .split_once('_')
                 .unwrap_or((role.trim_end(), ""));
-            (id, Some((role, node)), suffix)
+            (id, Some((role, node)), suffix, text)
         }
-        None => (proxy_id(rest), None, Suffix::default()),
+        None => (proxy_id(rest), None, Suffix::default(), &[][..]),
     };
     let request_id = std::str::from_utf8(request_id)
         .map_err(|_| LineError::NotUtf8)?
@@ -124,6 +129,7 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
             .map_or(Cow::Borrowed(request_id), Cow::Owned),
         source,
         suffix,
+        suffix_text,
     })))
 }
 
@@ -132,15 +138,27 @@ fn split<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((&text[..at], &text[at + separator.len()..]))
 }
 
+/// A line of 2025 with a field at the wrong place:
+/// `Add need pullling sequence;|waiting_pull_len=3 Timestamp:…`. Its name was corrected later.
+fn misplaced(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (action, rest) = split(text, b";|")?;
+    let (_, rest) = split(rest, b" Timestamp:")?;
+    let action = match action {
+        b"Add need pullling sequence" => b"Add need pulling sequence",
+        other => other,
+    };
+    Some((action, rest))
+}
+
 /// The role, and the JSON object after it if there is one.
-fn split_suffix(text: &[u8]) -> Result<(&[u8], Suffix), LineError> {
+fn split_suffix(text: &[u8]) -> Result<(&[u8], Suffix, &[u8]), LineError> {
     match memmem::find(text, b" {") {
         Some(at) => {
-            let suffix =
-                serde_json::from_slice(&text[at + 1..]).map_err(|_| LineError::BadSuffix)?;
-            Ok((&text[..at], suffix))
+            let (role, json) = (&text[..at], &text[at + 1..]);
+            let suffix = serde_json::from_slice(json).map_err(|_| LineError::BadSuffix)?;
+            Ok((role, suffix, json))
         }
-        None => Ok((text, Suffix::default())),
+        None => Ok((text, Suffix::default(), &[])),
     }
 }
 

@@ -198,6 +198,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Option<ActionLine<'_>>, LineError> {
         request_id: "".into(),
         source: Some((role, node)),
         suffix,
+        suffix_text: &[],
     }))
 }
 

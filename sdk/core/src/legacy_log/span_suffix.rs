@@ -110,7 +110,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 impl SpanSuffix {
     /// What the line itself does not say of a free span.
-    pub(super) fn new(span: &Span) -> Self {
+    pub fn new(span: &Span) -> Self {
         Self {
             start: span.start,
             trace_id: span.trace_id.to_string(),

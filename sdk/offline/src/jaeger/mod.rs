@@ -5,3 +5,4 @@ pub mod otlp;
 pub mod span;
 mod tag;
 mod tree;
+pub mod write;

@@ -30,8 +30,34 @@ pub fn trace(vocabulary: &Vocabulary, spans: &[Span]) -> Option<Trace> {
     Some(Trace::from_spans(trace_id, converted))
 }
 
+/// What a role begins with that stands for another tool's service.
+const SERVICE: &str = "service:";
+
+/// The role behind a service's name: what [`service_name`] gives this name.
+pub(crate) fn role_of(service: &str) -> String {
+    let vocabulary = Vocabulary::omni_vllm();
+    let mut roles = vocabulary.roles().map(|(_, role)| role);
+    if let Some(role) = roles.find(|role| *role.service == *service) {
+        return role.name.to_string();
+    }
+    match service.strip_prefix("vllm-") {
+        Some(role) if !role.is_empty() && !role.starts_with(SERVICE) => role.to_owned(),
+        _ => format!("{SERVICE}{service}"),
+    }
+}
+
+/// The node of a process, as [`process`] says it.
+pub(crate) fn host_of(process: &Process) -> String {
+    let tag = process.tags.iter().find(|tag| tag.key == "host.ip");
+    tag.map(|tag| tag.value.text().into_owned())
+        .unwrap_or_default()
+}
+
 /// The service of a role, as the live side names it by default.
 pub fn service_name(vocabulary: &Vocabulary, role: &str) -> String {
+    if let Some(service) = role.strip_prefix(SERVICE) {
+        return service.to_owned();
+    }
     vocabulary.role_named(role).map_or_else(
         || format!("vllm-{role}"),
         |role| vocabulary.role(role).service.to_string(),
@@ -126,7 +152,7 @@ fn tag(attribute: &Attribute) -> KeyValue {
     }
 }
 
-fn json(items: &[Value]) -> serde_json::Value {
+pub(super) fn json(items: &[Value]) -> serde_json::Value {
     let item = |value: &Value| match value {
         Value::Str(text) => (**text).into(),
         Value::I64(n) => (*n).into(),

@@ -33,7 +33,7 @@ pub enum Value {
 
 /// The largest whole number a JavaScript number holds exactly; beyond it
 /// Jaeger sends the digits as text, and so do we.
-const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
+pub(super) const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
 
 impl KeyValue {
     /// A tag of type `string`.

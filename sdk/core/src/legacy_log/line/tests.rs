@@ -165,6 +165,17 @@ fn the_lines_of_the_old_tools_are_read() {
         read("<<<Action: x; Timestamp:1.5; RequestID:r; Role:prefill"),
         ("x".into(), 1_500_000_000, "r".into(), Some(("prefill", "")))
     );
+    assert_eq!(
+        read(
+            "<<<Action: Add need pullling sequence;|waiting_pull_len=3 Timestamp:1.5; RequestID:r; Role:decode"
+        ),
+        (
+            "Add need pulling sequence".into(),
+            1_500_000_000,
+            "r".into(),
+            Some(("decode", ""))
+        )
+    );
 }
 
 #[test]

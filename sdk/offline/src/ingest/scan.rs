@@ -1,0 +1,228 @@
+//! One thread's reading: lines into records.
+
+use std::collections::BTreeMap;
+
+use memchr::memmem;
+use omnitrace::Vocabulary;
+use omnitrace::id::canonical_request_id;
+use omnitrace::legacy_log::{ActionLine, Line, parse_line};
+use omnitrace::span::Span;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::Settings;
+use super::lines::Spot;
+use super::names::{Names, Numbers};
+use super::partition::{Partitions, Router};
+use super::record::{Kind, Record};
+use super::report::Reason;
+use super::spill::{Spill, SpillError};
+use super::{foreign, free};
+
+/// What one thread has seen.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) lines: u64,
+    pub(super) bytes: u64,
+    pub(super) events: u64,
+    pub(super) unreadable: BTreeMap<Reason, (u64, Spot)>,
+    /// Ids of spans that a Collector has taken, where they were asked for.
+    pub(super) exported: Vec<u64>,
+}
+
+impl Seen {
+    fn unreadable(&mut self, reason: Reason, spot: Spot) {
+        let (count, first) = self.unreadable.entry(reason).or_insert((0, spot));
+        *count += 1;
+        *first = (*first).min(spot);
+    }
+
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.lines += other.lines;
+        self.bytes += other.bytes;
+        self.events += other.events;
+        self.exported.extend(other.exported);
+        for (reason, (count, spot)) in other.unreadable {
+            let (all, first) = self.unreadable.entry(reason).or_insert((0, spot));
+            *all += count;
+            *first = (*first).min(spot);
+        }
+    }
+}
+
+pub(super) struct Scanner<'a> {
+    vocabulary: &'a Vocabulary,
+    numbers: Numbers<'a>,
+    router: Router<'a>,
+    settings: Settings<'a>,
+    pub(super) seen: Seen,
+    failed: Option<SpillError>,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(
+        vocabulary: &'a Vocabulary,
+        names: &'a Names,
+        partitions: &'a Partitions,
+        spill: &'a Spill,
+        settings: Settings<'a>,
+    ) -> Self {
+        Self {
+            vocabulary,
+            numbers: Numbers::new(names),
+            router: Router::new(partitions, spill),
+            settings,
+            seen: Seen::default(),
+            failed: None,
+        }
+    }
+
+    /// Takes a line in. False: no more can be taken, [`Scanner::finish`] says why.
+    pub(super) fn line(&mut self, spot: Spot, line: &[u8]) -> bool {
+        self.seen.lines += 1;
+        let taken = match parse_line(line) {
+            Ok(Line::Other) => return true,
+            Ok(Line::Action(action)) => self.action(&action, line),
+            Ok(Line::Exported(spans)) => {
+                if self.settings.exported {
+                    self.seen.exported.extend(spans.iter().map(|id| id.value()));
+                }
+                return true;
+            }
+            Err(error) => Ok(Err(Reason::Line(error))),
+        };
+        match taken {
+            Ok(Ok(())) => self.seen.events += 1,
+            Ok(Err(reason)) => self.seen.unreadable(reason, spot),
+            Err(error) => self.failed = Some(error),
+        }
+        self.failed.is_none()
+    }
+
+    fn action(
+        &mut self,
+        line: &ActionLine<'_>,
+        text: &[u8],
+    ) -> Result<Result<(), Reason>, SpillError> {
+        if line.suffix.span.is_some() {
+            return self.span(line, text);
+        }
+        let (role, node) = self.source(line);
+        let Some(action) = self.numbers.action(&line.action) else {
+            return Ok(Err(Reason::TooManyNames));
+        };
+        let Some(source) = self.numbers.source(role, node) else {
+            return Ok(Err(Reason::TooManyNames));
+        };
+        let id = canonical_request_id(&line.request_id).as_bytes();
+        let record = Record {
+            hash: xxh3_64(id),
+            time: line.time,
+            action,
+            source,
+            occurrence: line.suffix.occurrence,
+            kind: match line.suffix.traceparent {
+                Some(_) => Kind::EventWithContext,
+                None => Kind::Event,
+            },
+            id,
+            rest: match line.source {
+                None if self.settings.hosts => host(text),
+                _ => line.suffix_text,
+            },
+        };
+        let fits = self.router.put(&record)?;
+        Ok(if fits { Ok(()) } else { Err(Reason::TooLong) })
+    }
+
+    /// Role and node that a line names. A process that did not know its role has written
+    /// "None", and one that did not find its address the reason for that.
+    fn source<'l>(&self, line: &'l ActionLine<'_>) -> (&'l str, &'l str)
+    where
+        'a: 'l,
+    {
+        let Some((role, node)) = line.source else {
+            return ("proxy", "");
+        };
+        let role = line.suffix.role.as_deref().unwrap_or(role);
+        let node = if node.contains(' ') { "" } else { node };
+        if role != "None" && !role.is_empty() {
+            return (role, node);
+        }
+        let action = self.vocabulary.action_named(&line.action);
+        let known = action.and_then(|action| self.vocabulary.action(action).roles.first());
+        let role = known.map_or(role, |role| &*self.vocabulary.role(*role).name);
+        (role, node)
+    }
+
+    fn span(
+        &mut self,
+        line: &ActionLine<'_>,
+        text: &[u8],
+    ) -> Result<Result<(), Reason>, SpillError> {
+        let Some(span) = free::span(line) else {
+            return Ok(Err(Reason::BadSpan));
+        };
+        self.put_span(&span, text)
+    }
+
+    /// Takes a span of another tool's file.
+    pub(super) fn foreign(&mut self, span: &Span) {
+        if self.failed.is_some() {
+            return;
+        }
+        match self.put_span(span, &foreign::to_bytes(span)) {
+            Ok(_) => self.seen.events += 1,
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    fn put_span(&mut self, span: &Span, text: &[u8]) -> Result<Result<(), Reason>, SpillError> {
+        let trace = span.trace_id.value().to_be_bytes();
+        let mut id = [0; 24];
+        id[..16].copy_from_slice(&trace);
+        id[16..].copy_from_slice(&span.span_id.value().to_be_bytes());
+        let record = Record {
+            hash: xxh3_64(&trace),
+            time: span.start,
+            action: 0,
+            source: 0,
+            occurrence: 0,
+            kind: Kind::Span,
+            id: &id,
+            rest: text,
+        };
+        let fits = self.router.put(&record)?;
+        Ok(if fits { Ok(()) } else { Err(Reason::TooLong) })
+    }
+
+    /// To be called after the last line.
+    pub(super) fn finish(self) -> Result<Seen, SpillError> {
+        match self.failed {
+            Some(error) => Err(error),
+            None => {
+                self.router.finish()?;
+                Ok(self.seen)
+            }
+        }
+    }
+}
+
+/// The host that nginx's line ends with, without its port; empty if there is none.
+fn host(line: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = b", host: \"";
+    let Some(at) = memmem::find(line, BEFORE) else {
+        return &[];
+    };
+    let host = &line[at + BEFORE.len()..];
+    let host = &host[..memchr::memchr(b'"', host).unwrap_or(host.len())];
+    let end = match host.iter().position(|b| *b == b']') {
+        Some(bracket) => bracket + 1,
+        None => memchr::memchr(b':', host).unwrap_or(host.len()),
+    };
+    let host = &host[..end];
+    let bare = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]"));
+    // What begins with a brace is a JSON object.
+    bare.unwrap_or(host)
+        .strip_prefix(b"{")
+        .unwrap_or(bare.unwrap_or(host))
+}
