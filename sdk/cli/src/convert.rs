@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use omnitrace::Vocabulary;
+use omnitrace_offline::clock::{Clocks, Mode};
 use omnitrace_offline::convert::{self, ConvertError, Options};
 use omnitrace_offline::reader::ReadError;
 
@@ -32,6 +33,10 @@ pub(crate) struct ConvertArgs {
         value_delimiter = ','
     )]
     filter_reqids: Vec<String>,
+    /// Put clocks right (auto): times since boot become wall clock, and hosts whose
+    /// clocks differ are brought onto the proxy's. as-is leaves all times alone
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = input::clock_mode)]
+    clock: Mode,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -47,7 +52,9 @@ pub(crate) enum Error {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
-    let log = input::read(&args.log_dir, args.quiet)?;
+    let mut log = input::read(&args.log_dir, args.quiet)?;
+    let vocabulary = Vocabulary::omni_vllm();
+    let clocks = Clocks::repair(&vocabulary, &mut log, args.clock);
     let options = Options {
         skip: args.skip_req_num,
         only: args
@@ -63,12 +70,18 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
-    let vocabulary = Vocabulary::omni_vllm();
-    let summary = convert::convert(&vocabulary, &log, &options, &args.output, &progress);
+    let summary = convert::convert(
+        &vocabulary,
+        &log,
+        &clocks,
+        &options,
+        &args.output,
+        &progress,
+    );
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {
-        for note in &summary.notes {
+        for note in clocks.notes().iter().chain(&summary.notes) {
             eprintln!("omnitrace: {note}");
         }
         eprintln!(

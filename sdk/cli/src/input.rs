@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::reader::{self, Log, ReadError};
 
 /// Reads the logs below `path`; problems go to stderr.
@@ -35,4 +36,13 @@ pub(crate) fn bar(total: u64, template: &str, quiet: bool) -> ProgressBar {
     bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+/// `--clock` of the commands that read logs.
+pub(crate) fn clock_mode(text: &str) -> Result<Mode, &'static str> {
+    match text {
+        "auto" => Ok(Mode::Auto),
+        "as-is" => Ok(Mode::AsIs),
+        _ => Err("not auto or as-is"),
+    }
 }

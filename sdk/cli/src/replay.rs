@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use omnitrace::Vocabulary;
 use omnitrace::config::{self, Config, ExporterConfig, Protocol};
+use omnitrace_offline::clock::{Clocks, Mode};
 use omnitrace_offline::reader::ReadError;
 use omnitrace_offline::replay::{self, Options, ReplayError};
 
@@ -49,7 +50,9 @@ pub(crate) enum Error {
 
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
     let exporter = exporter(args)?;
-    let log = input::read(&args.log_dir, args.quiet)?;
+    let mut log = input::read(&args.log_dir, args.quiet)?;
+    // The ids of what was recorded live depend on its times.
+    Clocks::repair(&Vocabulary::omni_vllm(), &mut log, Mode::AsIs);
     let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);
     let progress = |n: usize| bar.inc(n as u64);
     let options = Options { all: args.all };

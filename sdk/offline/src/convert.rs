@@ -12,6 +12,7 @@ use omnitrace::span::Span;
 use rayon::prelude::*;
 
 use crate::assemble;
+use crate::clock::Clocks;
 use crate::jaeger;
 use crate::reader::{Log, Request};
 use crate::statistics::{self, Durations};
@@ -66,25 +67,27 @@ struct Outline {
     spans: Option<Vec<Span>>,
 }
 
-/// Writes the traces of `log` to `output`; the file appears whole or not at all.
+/// Writes the traces of `log`, whose times have been put right by `clocks`, to `output`;
+/// the file appears whole or not at all.
 /// `progress` is told how many requests have been written.
 pub fn convert(
     vocabulary: &Arc<Vocabulary>,
     log: &Log,
+    clocks: &Clocks,
     options: &Options,
     output: &Path,
     progress: &dyn Fn(usize),
 ) -> Result<Summary, ConvertError> {
     let mut summary = Summary::default();
     let selected = select(log, options, &mut summary)?;
-    let (durations, trace_ids) = first_pass(vocabulary, log, options, &mut summary);
+    let (durations, trace_ids) = first_pass(vocabulary, log, clocks, options, &mut summary);
     let failed = |source| ConvertError::Write {
         path: output.to_owned(),
         source,
     };
     let mut file = WholeFile::create(output).map_err(failed)?;
     let written = write(
-        vocabulary, log, &selected, &durations, &trace_ids, &mut file, progress,
+        vocabulary, log, clocks, &selected, &durations, &trace_ids, &mut file, progress,
     );
     let (traces, spans) = written.map_err(failed)?;
     file.finish().map_err(failed)?;
@@ -132,6 +135,7 @@ fn select(
 fn first_pass(
     vocabulary: &Arc<Vocabulary>,
     log: &Log,
+    clocks: &Clocks,
     options: &Options,
     summary: &mut Summary,
 ) -> (Durations, Vec<Option<TraceId>>) {
@@ -170,7 +174,8 @@ fn first_pass(
             .par_iter()
             .zip(counts)
             .map(|(request, counts)| {
-                let spans = assemble::spans(vocabulary, request);
+                let mut spans = assemble::spans(vocabulary, request);
+                clocks.settle(&mut spans);
                 Outline {
                     trace_id: spans.first().map(|s| s.trace_id),
                     spans: counts.then_some(spans),
@@ -196,9 +201,11 @@ fn first_pass(
     (durations, trace_ids)
 }
 
+#[allow(clippy::too_many_arguments)]
 fn write(
     vocabulary: &Arc<Vocabulary>,
     log: &Log,
+    clocks: &Clocks,
     selected: &HashSet<usize>,
     durations: &Durations,
     trace_ids: &[Option<TraceId>],
@@ -231,7 +238,9 @@ fn write(
             .map(|group| {
                 let requests = group.requests.iter().map(|at| &log.requests[*at]);
                 let free = group.free.iter().map(|at| &log.spans[*at]);
-                jaeger::span::trace(vocabulary, &trace_spans(vocabulary, requests, free))
+                let mut spans = trace_spans(vocabulary, requests, free);
+                clocks.settle(&mut spans);
+                jaeger::span::trace(vocabulary, &spans)
             })
             .collect();
         for trace in converted.iter().flatten() {

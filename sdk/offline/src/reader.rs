@@ -14,6 +14,8 @@ use omnitrace::span::{Source, Span};
 use omnitrace::value::Attribute;
 use rayon::prelude::*;
 
+use crate::clock::{LogClock, Register, is_since_boot};
+
 /// A line longer than this is not one of ours.
 const MAX_LINE: u64 = 4 << 20;
 
@@ -26,6 +28,9 @@ pub struct Log {
     pub spans: Vec<Span>,
     /// Spans that a Collector has taken already.
     pub exported: HashSet<SpanId>,
+    /// What the files say of their proxies' clocks; times since boot stand as
+    /// [`LogClock::time`] gave them until [`crate::clock::Clocks::repair`].
+    pub clocks: Vec<LogClock>,
     /// What was read and what could not be.
     pub report: Report,
 }
@@ -110,10 +115,11 @@ pub enum ReadError {
 /// `progress` is told the bytes of each file as it has been read.
 pub fn read(path: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Log, ReadError> {
     let files = files(path)?;
+    let register = Arc::new(Register::default());
     let parts: Vec<Partial> = files
         .par_iter()
         .map(|(file, size)| {
-            let part = Partial::read(file);
+            let part = Partial::read(file, LogClock::new(Arc::clone(&register)));
             progress(*size);
             part
         })
@@ -160,8 +166,8 @@ pub fn files(path: &Path) -> Result<Vec<(PathBuf, u64)>, ReadError> {
 }
 
 /// One file's share.
-#[derive(Default)]
 struct Partial {
+    clock: LogClock,
     requests: HashMap<Box<str>, Vec<LoggedEvent>>,
     spans: Vec<Span>,
     exported: Vec<SpanId>,
@@ -171,8 +177,16 @@ struct Partial {
 }
 
 impl Partial {
-    fn read(path: &Path) -> Self {
-        let mut part = Self::default();
+    fn read(path: &Path, clock: LogClock) -> Self {
+        let mut part = Self {
+            clock,
+            requests: HashMap::new(),
+            spans: Vec::new(),
+            exported: Vec::new(),
+            report: Report::default(),
+            names: HashMap::new(),
+            sources: HashMap::new(),
+        };
         part.report.files = 1;
         if let Err(error) = part.read_lines(path) {
             part.report
@@ -202,9 +216,16 @@ impl Partial {
             let text = line.strip_suffix(b"\n").unwrap_or(&line);
             let text = text.strip_suffix(b"\r").unwrap_or(text);
             match parse_line(text) {
-                Ok(Line::Action(action)) => self.take(*action),
+                Ok(Line::Action(mut action)) => {
+                    // A proxy's, or one that tells the zone of its log's dates.
+                    if action.source.is_none() || !is_since_boot(action.time) {
+                        let (name, id) = (&action.action, &action.request_id);
+                        action.time = self.clock.time(text, name, id, action.time);
+                    }
+                    self.take(*action);
+                }
                 Ok(Line::Exported(spans)) => self.exported.extend(spans),
-                Ok(Line::Other) => {}
+                Ok(Line::Other) => self.clock.other(text),
                 Err(error) => {
                     let number = self.report.lines;
                     let first = || format!("{}:{number}", path.display());
@@ -289,6 +310,7 @@ fn merge(parts: Vec<Partial>) -> Log {
                 .filter(|s| seen.insert((s.trace_id, s.span_id))),
         );
         log.exported.extend(part.exported);
+        log.clocks.push(part.clock);
         log.report.absorb(part.report);
     }
     log.requests = requests
