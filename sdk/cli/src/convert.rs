@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use omnitrace::Vocabulary;
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::convert::{self, ConvertError, Format, Layout, Options};
 use omnitrace_offline::ingest::{self, ReadError, Settings};
 
@@ -42,6 +43,10 @@ pub(crate) struct ConvertArgs {
     /// of log_to_jaeger.py (with --format jaeger)
     #[arg(long, value_name = "LAYOUT", default_value = "tree", value_parser = layout)]
     layout: Layout,
+    /// Put clocks right (auto): times since boot become wall clock, and hosts whose
+    /// clocks differ are brought onto the proxy's. as-is leaves all times alone
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = input::clock_mode)]
+    clock: Mode,
     /// Folder for a temporary file with the events that memory does not hold, about
     /// a third of the logs' size [default: the output's folder]
     #[arg(long, value_name = "DIR")]
@@ -81,6 +86,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
         memory: ingest::MEMORY,
         exported: false,
         hosts: options.needs_hosts(),
+        clock: args.clock,
     };
     let store = input::ingest(&args.log_dir, settings, args.quiet)?;
     let bar = input::bar(
@@ -94,7 +100,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {
-        for note in &summary.notes {
+        for note in store.clocks().notes().iter().chain(&summary.notes) {
             eprintln!("omnitrace: {note}");
         }
         eprintln!(

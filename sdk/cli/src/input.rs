@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use omnitrace::Vocabulary;
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::ingest::{self, ReadError, Settings, Store};
 
 /// Reads the logs below `path`; problems go to stderr.
@@ -31,6 +32,15 @@ fn reading_bar(path: &Path, quiet: bool) -> Result<ProgressBar, ReadError> {
 fn say(problems: &[String]) {
     for problem in problems {
         eprintln!("omnitrace: {problem}");
+    }
+}
+
+/// `--clock` of the commands that read logs.
+pub(crate) fn clock_mode(text: &str) -> Result<Mode, &'static str> {
+    match text {
+        "auto" => Ok(Mode::Auto),
+        "as-is" => Ok(Mode::AsIs),
+        _ => Err("not auto or as-is"),
     }
 }
 

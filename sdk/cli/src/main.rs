@@ -4,6 +4,7 @@ mod convert;
 mod input;
 mod replay;
 mod serve;
+mod stats;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ enum Command {
     Convert(convert::ConvertArgs),
     Replay(replay::ReplayArgs),
     Serve(serve::ServeArgs),
+    Stats(stats::StatsArgs),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args).map_err(|e| e.to_string()),
         Command::Replay(args) => replay::run(&args).map_err(|e| e.to_string()),
         Command::Serve(args) => serve::run(args).map_err(|e| e.to_string()),
+        Command::Stats(args) => stats::run(&args).map_err(|e| e.to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

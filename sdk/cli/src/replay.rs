@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use omnitrace::Vocabulary;
 use omnitrace::config::{self, Config, ExporterConfig, Protocol};
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::ingest::{self, ReadError, Settings};
 use omnitrace_offline::replay::{self, Options, Position, ReplayError, StateError};
 
@@ -73,6 +74,8 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
         memory: ingest::MEMORY,
         exported: true,
         hosts: false,
+        // The ids of what was recorded live depend on its times.
+        clock: Mode::AsIs,
     };
     let store = input::ingest(&args.log_dir, settings, args.quiet)?;
     let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);

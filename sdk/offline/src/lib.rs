@@ -8,6 +8,7 @@
 //! The spans come from the same assembler as the live ones.
 
 pub mod assemble;
+pub mod clock;
 pub mod convert;
 pub mod ingest;
 pub mod jaeger;

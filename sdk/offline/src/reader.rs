@@ -1,29 +1,10 @@
-//! A request as the logs have it, and all requests of logs that fit into memory.
+//! A request as the logs have it.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use hashbrown::HashSet;
-use omnitrace::id::SpanId;
-use omnitrace::span::{Source, Span};
+use omnitrace::SpanContext;
+use omnitrace::span::Source;
 use omnitrace::value::Attribute;
-use omnitrace::{SpanContext, Vocabulary};
-
-use crate::ingest::{self, Settings};
-pub use crate::ingest::{ReadError, Report};
-
-/// Everything that the logs say.
-#[derive(Debug, Default)]
-pub struct Log {
-    /// Requests with their events, in the order of their first event's time.
-    pub requests: Vec<Request>,
-    /// Finished free spans.
-    pub spans: Vec<Span>,
-    /// Those of all spans that a Collector has taken already.
-    pub exported: HashSet<SpanId>,
-    /// What was read and what could not be.
-    pub report: Report,
-}
 
 /// One request's events, as logged.
 #[derive(Debug)]
@@ -68,30 +49,4 @@ impl Request {
     pub fn first(&self) -> u64 {
         self.events.first().map_or(0, |e| e.time)
     }
-}
-
-/// Reads every regular file below `path`, or `path` itself if it is a file, into memory.
-/// `progress` is told the bytes that have been read.
-pub fn read(path: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Log, ReadError> {
-    let settings = Settings {
-        temporary: &std::env::temp_dir(),
-        memory: ingest::MEMORY,
-        exported: true,
-        hosts: false,
-    };
-    let store = ingest::ingest(&Vocabulary::omni_vllm(), path, settings, progress)?;
-    let mut log = Log {
-        exported: store.exported().collect(),
-        report: store.report().clone(),
-        ..Log::default()
-    };
-    let mut reader = store.reader();
-    for trace in 0..store.traces() {
-        let events = reader.trace(trace)?;
-        log.requests.extend(events.requests);
-        log.spans.extend(events.spans);
-    }
-    log.requests
-        .sort_by(|a, b| (a.first(), &a.id).cmp(&(b.first(), &b.id)));
-    Ok(log)
 }

@@ -104,6 +104,18 @@ pub struct Measure {
     pub end: Vec<ActionId>,
 }
 
+/// What is sent from one host to another: received after it was sent, whatever the
+/// hosts' clocks say.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Message {
+    /// First known of these is when it was sent.
+    pub from: Vec<ActionId>,
+    /// First known of these is when it was received.
+    pub to: Vec<ActionId>,
+    /// By so many nanoseconds `from` may nevertheless come after `to`.
+    pub slack: u64,
+}
+
 /// Actions, phases and measures with their names resolved to indices.
 #[derive(Debug)]
 pub struct Vocabulary {
@@ -113,6 +125,7 @@ pub struct Vocabulary {
     actions: Vec<Action>,
     phases: Vec<Phase>,
     measures: Vec<Measure>,
+    messages: Vec<Message>,
     by_name: HashMap<Arc<str>, ActionId>,
 }
 
@@ -193,6 +206,12 @@ impl Vocabulary {
         &self.measures
     }
 
+    /// All messages between hosts: a caller's to what it calls and back, as the tree of
+    /// phases has them, and those that the vocabulary names besides.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
     /// The action with exactly this name.
     pub fn action_named(&self, name: &str) -> Option<ActionId> {
         self.by_name.get(name).copied()
@@ -266,6 +285,39 @@ mod tests {
                 "Start to send output",
             ]
         );
+    }
+
+    #[test]
+    fn messages_are_those_between_roles() {
+        let vocabulary = Vocabulary::omni_vllm();
+        let name = |ids: &[ActionId]| vocabulary.action(ids[0]).name.to_string();
+        let all: Vec<(String, String, u64)> = vocabulary
+            .messages()
+            .iter()
+            .map(|m| (name(&m.from), name(&m.to), m.slack))
+            .collect();
+        let expected = [
+            ("Enter state P running", "PD api server get request", 0),
+            (
+                "Finish prefill pickle and start response",
+                "Finish P running",
+                0,
+            ),
+            ("Finish pull kv", "Prefill free kv blocks", 0),
+            ("Enter state D running", "Enter decode to generate", 0),
+            (
+                "Finish decode pickle and start response",
+                "Finish D running",
+                0,
+            ),
+            (
+                "First decode output token",
+                "Proxy got first token",
+                1_000_000,
+            ),
+        ];
+        let expected = expected.map(|(from, to, slack)| (from.into(), to.into(), slack));
+        assert_eq!(all, expected);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Action, ActionId, Measure, Phase, PhaseId, Role, RoleId, Vocabulary, VocabularyError};
+use super::{
+    Action, ActionId, Measure, Message, Phase, PhaseId, Role, RoleId, Vocabulary, VocabularyError,
+};
 use crate::span::SpanKind;
 
 #[derive(Deserialize)]
@@ -17,6 +19,8 @@ pub(super) struct File {
     phase: Vec<PhaseText>,
     #[serde(default)]
     measure: Vec<MeasureText>,
+    #[serde(default)]
+    message: Vec<MessageText>,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +66,15 @@ struct MeasureText {
     span: String,
     start: Vec<String>,
     end: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageText {
+    from: Vec<String>,
+    to: Vec<String>,
+    #[serde(default)]
+    slack_ms: u32,
 }
 
 fn yes() -> bool {
@@ -130,6 +143,7 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
         actions: Vec::new(),
         phases: Vec::new(),
         measures: Vec::new(),
+        messages: Vec::new(),
         by_name: hashbrown::HashMap::default(),
     };
     for role in &file.role {
@@ -203,10 +217,40 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
             attribute: measure.attribute.into(),
         });
     }
+    send_along_the_tree(&mut vocabulary);
+    for message in file.message {
+        vocabulary.messages.push(Message {
+            from: actions.actions(&message.from, "message")?,
+            to: actions.actions(&message.to, "message")?,
+            slack: u64::from(message.slack_ms) * 1_000_000,
+        });
+    }
     index_phases(&mut vocabulary);
     index_roles(&mut vocabulary);
     measure_depths(&mut vocabulary)?;
     Ok(vocabulary)
+}
+
+/// A role's entry is called by its parent and answers it; a phase that no single process
+/// can make begins on one node and ends on another.
+fn send_along_the_tree(vocabulary: &mut Vocabulary) {
+    let message = |from: &[ActionId], to: &[ActionId]| Message {
+        from: from.to_vec(),
+        to: to.to_vec(),
+        slack: 0,
+    };
+    for phase in &vocabulary.phases {
+        if !phase.live {
+            vocabulary.messages.push(message(&phase.start, &phase.end));
+            continue;
+        }
+        let parent = phase.parent.map(|p| &vocabulary.phases[usize::from(p.0)]);
+        if let Some(parent) = parent.filter(|parent| parent.role != phase.role) {
+            let messages = &mut vocabulary.messages;
+            messages.push(message(&parent.start, &phase.start));
+            messages.push(message(&phase.end, &parent.end));
+        }
+    }
 }
 
 fn index_phases(vocabulary: &mut Vocabulary) {

@@ -247,7 +247,8 @@ impl Job<'_> {
                 let mut outlines = Vec::new();
                 for trace in self.traces_of(batch) {
                     for request in reader.trace(trace)?.requests {
-                        let spans = bench.spans(&request);
+                        let mut spans = bench.spans(&request);
+                        self.store.clocks().settle(&mut spans);
                         let roles = statistics::roles_completed(self.vocabulary, &spans);
                         let outline = Outline::of(self.vocabulary, &spans);
                         outlines.extend(outline.map(|o| (request.first(), roles, o)));
@@ -349,6 +350,7 @@ impl Job<'_> {
         if wanted {
             spans.extend(content.spans);
         }
+        self.store.clocks().settle(&mut spans);
         spans
     }
 }

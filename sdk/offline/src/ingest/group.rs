@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 
-use omnitrace::SpanContext;
 use omnitrace::id::TraceId;
 use omnitrace::legacy_log::Suffix;
+use omnitrace::vocabulary::ActionId;
+use omnitrace::{SpanContext, Vocabulary};
 
 use super::names::Ranks;
 use super::record::{Kind, Record};
+use crate::clock::{Clocks, Samples};
 
 /// A request or a free span of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,50 +44,83 @@ pub(crate) struct Kept<'a> {
 /// Takes a request's or span's entry and its bytes.
 pub(super) type Each<'a, E> = dyn FnMut(Entry, &[u8]) -> Result<(), E> + 'a;
 
-/// Gives `each` the requests and spans of a partition; the entry's place is not known
-/// yet. What stands in several files counts once.
-pub(super) fn group<E>(bytes: &[u8], ranks: &Ranks, each: &mut Each<'_, E>) -> Result<(), E> {
-    let mut records = Vec::new();
-    let mut rest = bytes;
-    while let Some((record, after)) = Record::read(rest) {
-        records.push(record);
-        rest = after;
-    }
-    let order = |r: &Record<'_>| (ranks.action(r.action), r.occurrence, ranks.source(r.source));
-    records.sort_unstable_by(|a, b| {
-        (a.hash.cmp(&b.hash))
-            .then_with(|| (a.kind == Kind::Span, a.id).cmp(&(b.kind == Kind::Span, b.id)))
-            .then_with(|| a.time.cmp(&b.time))
-            .then_with(|| order(a).cmp(&order(b)))
-            .then_with(|| a.rest.cmp(b.rest))
-    });
-    let same = |a: &Record<'_>, b: &Record<'_>| {
-        (a.hash, a.kind == Kind::Span, a.id) == (b.hash, b.kind == Kind::Span, b.id)
-    };
-    let mut out = Vec::new();
-    for request in records.chunk_by(same) {
-        let first = &request[0];
-        if first.kind == Kind::Span {
-            let trace = first.id.first_chunk().copied().unwrap_or_default();
-            let trace = u128::from_be_bytes(trace);
-            put(EntryKind::Span, trace, first.time, first.rest, each)?;
-            continue;
+/// What all partitions are grouped with.
+pub(super) struct Grouping<'a> {
+    pub(super) vocabulary: &'a Vocabulary,
+    pub(super) ranks: Ranks,
+    /// What is known of the clocks before the requests are whole: their boots.
+    pub(super) clocks: &'a Clocks,
+}
+
+impl Grouping<'_> {
+    /// Gives `each` the requests and spans of a partition; the entry's place is not known
+    /// yet. What stands in several files counts once. `samples` learns what the requests
+    /// say of the hosts' clocks.
+    pub(super) fn group<E>(
+        &self,
+        bytes: &[u8],
+        samples: &mut Samples,
+        each: &mut Each<'_, E>,
+    ) -> Result<(), E> {
+        let mut records = Vec::new();
+        let mut rest = bytes;
+        while let Some((mut record, after)) = Record::read(rest) {
+            if record.kind != Kind::Span {
+                record.time = self.clocks.wall(record.time);
+            }
+            records.push(record);
+            rest = after;
         }
-        let context = context(request);
-        for (number, run) in request.chunk_by(|a, b| !is_another_run(a, b)).enumerate() {
-            // The ids were text when they were read.
-            let id = std::str::from_utf8(first.id).unwrap_or_default();
-            let id = match context {
-                None if number > 0 => Cow::Owned(later_run(id, run[0].time)),
-                _ => Cow::Borrowed(id),
-            };
-            out.clear();
-            append(&id, run, &mut out);
-            let trace = context.map_or_else(|| TraceId::of_request(&id), |c| c.trace_id);
-            put(EntryKind::Request, trace.value(), run[0].time, &out, each)?;
+        let ranks = &self.ranks;
+        let order = |r: &Record<'_>| (ranks.action(r.action), r.occurrence, ranks.source(r.source));
+        records.sort_unstable_by(|a, b| {
+            (a.hash.cmp(&b.hash))
+                .then_with(|| (a.kind == Kind::Span, a.id).cmp(&(b.kind == Kind::Span, b.id)))
+                .then_with(|| a.time.cmp(&b.time))
+                .then_with(|| order(a).cmp(&order(b)))
+                .then_with(|| a.rest.cmp(b.rest))
+        });
+        let same = |a: &Record<'_>, b: &Record<'_>| {
+            (a.hash, a.kind == Kind::Span, a.id) == (b.hash, b.kind == Kind::Span, b.id)
+        };
+        let mut out = Vec::new();
+        for request in records.chunk_by(same) {
+            let first = &request[0];
+            if first.kind == Kind::Span {
+                let trace = first.id.first_chunk().copied().unwrap_or_default();
+                let trace = u128::from_be_bytes(trace);
+                put(EntryKind::Span, trace, first.time, first.rest, each)?;
+                continue;
+            }
+            let context = context(request);
+            for (number, run) in request.chunk_by(|a, b| !is_another_run(a, b)).enumerate() {
+                // The ids were text when they were read.
+                let id = std::str::from_utf8(first.id).unwrap_or_default();
+                let id = match context {
+                    None if number > 0 => Cow::Owned(later_run(id, run[0].time)),
+                    _ => Cow::Borrowed(id),
+                };
+                self.clocks
+                    .sample(self.vocabulary, self.moments(run), samples);
+                out.clear();
+                append(&id, run, &mut out);
+                let trace = context.map_or_else(|| TraceId::of_request(&id), |c| c.trace_id);
+                put(EntryKind::Request, trace.value(), run[0].time, &out, each)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// The vocabulary's actions of a request, with the numbers of their sources and their times.
+    fn moments<'r>(
+        &self,
+        run: &'r [Record<'_>],
+    ) -> impl Iterator<Item = (ActionId, usize, u64)> + 'r {
+        let known = self.vocabulary.actions().len();
+        run.iter()
+            .filter(move |record| usize::from(record.action) < known)
+            .map(|record| (ActionId(record.action), record.source.into(), record.time))
+    }
 }
 
 fn put<E>(

@@ -22,22 +22,24 @@ mod store;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use omnitrace::Vocabulary;
 use omnitrace::span::Span;
 
+use crate::clock::{Clocks, Mode, Register, Samples};
+
 pub use files::{ReadError, find};
-use group::Entry;
 pub(crate) use group::client_id;
+use group::{Entry, Grouping};
 use lines::{Coding, Input};
-use names::{Names, Ranks};
+use names::{Names, Ranks, Texts};
 use partition::Partitions;
 pub use report::{Reason, Report};
 use scan::{Scanner, Seen};
 use spill::Spill;
 pub use spill::SpillError;
-use store::Writer;
+use store::{Contents, Writer};
 pub use store::{Reader, Store, TraceEvents};
 
 /// Bytes of events that are kept in memory, unless another number is wanted.
@@ -60,6 +62,8 @@ pub struct Settings<'a> {
     pub exported: bool,
     /// Whether the host names in a proxy's lines are wanted.
     pub hosts: bool,
+    /// What is done about clocks.
+    pub clock: Mode,
 }
 
 /// Reads every regular file below `path`, or `path` itself if it is a file; `-` is
@@ -74,7 +78,8 @@ pub fn ingest(
     let names = Names::new(vocabulary);
     let spill = Spill::new(settings.temporary, settings.memory);
     let partitions = Partitions::new(expected(&files) / RECORD_SHARE, threads());
-    let scanner = || Scanner::new(vocabulary, &names, &partitions, &spill, settings);
+    let register = Arc::new(Register::default());
+    let scanner = || Scanner::new(vocabulary, &names, &partitions, &spill, settings, &register);
     let (seen, failed) = scan(&files, scanner, progress)?;
     let report = report(&files, &seen, failed);
     if report.events == 0 {
@@ -84,30 +89,51 @@ pub fn ingest(
             problems: report.problems(),
         });
     }
-    let ranks = Ranks::new(&names, vocabulary.actions().len());
+    let texts = Texts::new(&names);
+    let mut clocks = Clocks::new(vocabulary, settings.clock, &seen.clocks, texts.sources());
+    let grouping = Grouping {
+        vocabulary,
+        ranks: Ranks::new(&names, vocabulary.actions().len()),
+        clocks: &clocks,
+    };
     let bits = partitions.bits();
     let parts = Mutex::new(partitions.into_parts());
     let writer = Writer::new(&spill);
-    let grouped = in_threads(|| -> Result<Vec<Entry>, SpillError> {
+    let grouped = in_threads(|| -> Result<(Vec<Entry>, Samples), SpillError> {
         let mut share = writer.share();
+        let mut samples = Samples::default();
         loop {
             let next = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(part) = next else {
-                return share.finish();
+                return Ok((share.finish()?, samples));
             };
             partition::load(part, bits, &spill, &mut |bytes| {
-                group::group(bytes, &ranks, &mut |entry, blob| share.put(entry, blob))
+                let mut put = |entry, blob: &[u8]| share.put(entry, blob);
+                grouping.group(bytes, &mut samples, &mut put)
             })?;
         }
     });
-    let entries: Result<Vec<_>, SpillError> = grouped.into_iter().collect();
+    let mut entries = Vec::new();
+    let mut samples = Samples::default();
+    for share in grouped {
+        let (own, seen) = share?;
+        entries.push(own);
+        samples.merge(seen);
+    }
+    clocks.solve(samples);
     let segments = writer.into_segments();
     let mut exported = seen.exported;
     exported.sort_unstable();
     exported.dedup();
-    Ok(Store::new(
-        entries?, segments, spill, names, exported, report,
-    ))
+    Ok(Store::new(Contents {
+        entries,
+        segments,
+        spill,
+        names,
+        clocks,
+        exported,
+        report,
+    }))
 }
 
 /// Bytes of log that the files will give, more or less.
@@ -135,6 +161,7 @@ fn scan<'a>(
         let mut failed = Vec::new();
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut goes_on = true;
+            scanner.begin();
             if let Coding::Document(document) = chunk.coding {
                 let path = &files[chunk.file].path;
                 let mut each = |span: Span| scanner.foreign(&span);
@@ -209,7 +236,7 @@ pub(crate) fn threads() -> usize {
 }
 
 /// Does the same on every core.
-fn in_threads<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
+pub(crate) fn in_threads<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads()).map(|_| scope.spawn(&work)).collect();
         let own = work();

@@ -131,6 +131,11 @@ impl Texts {
         (self.actions.get(usize::from(number))).unwrap_or(&self.nothing.0)
     }
 
+    /// All sources by their numbers.
+    pub(crate) fn sources(&self) -> &[Arc<Source>] {
+        &self.sources
+    }
+
     pub(crate) fn source(&self, number: u16) -> &Arc<Source> {
         (self.sources.get(usize::from(number))).unwrap_or(&self.nothing.1)
     }

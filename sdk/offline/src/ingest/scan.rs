@@ -1,6 +1,7 @@
 //! One thread's reading: lines into records.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use memchr::memmem;
 use omnitrace::Vocabulary;
@@ -17,6 +18,7 @@ use super::record::{Kind, Record};
 use super::report::Reason;
 use super::spill::{Spill, SpillError};
 use super::{foreign, free};
+use crate::clock::{LogClock, Register, is_since_boot};
 
 /// What one thread has seen.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub(super) struct Seen {
     pub(super) unreadable: BTreeMap<Reason, (u64, Spot)>,
     /// Ids of spans that a Collector has taken, where they were asked for.
     pub(super) exported: Vec<u64>,
+    /// What each chunk says of its proxy's clock, where it says anything.
+    pub(super) clocks: Vec<LogClock>,
 }
 
 impl Seen {
@@ -41,6 +45,7 @@ impl Seen {
         self.bytes += other.bytes;
         self.events += other.events;
         self.exported.extend(other.exported);
+        self.clocks.extend(other.clocks);
         for (reason, (count, spot)) in other.unreadable {
             let (all, first) = self.unreadable.entry(reason).or_insert((0, spot));
             *all += count;
@@ -54,6 +59,9 @@ pub(super) struct Scanner<'a> {
     numbers: Numbers<'a>,
     router: Router<'a>,
     settings: Settings<'a>,
+    register: &'a Arc<Register>,
+    /// The chunk's.
+    clock: LogClock,
     pub(super) seen: Seen,
     failed: Option<SpillError>,
 }
@@ -65,14 +73,26 @@ impl<'a> Scanner<'a> {
         partitions: &'a Partitions,
         spill: &'a Spill,
         settings: Settings<'a>,
+        register: &'a Arc<Register>,
     ) -> Self {
         Self {
             vocabulary,
             numbers: Numbers::new(names),
             router: Router::new(partitions, spill),
             settings,
+            register,
+            clock: LogClock::new(Arc::clone(register)),
             seen: Seen::default(),
             failed: None,
+        }
+    }
+
+    /// To be called before the lines of a chunk.
+    pub(super) fn begin(&mut self) {
+        let next = LogClock::new(Arc::clone(self.register));
+        let clock = std::mem::replace(&mut self.clock, next);
+        if !clock.is_empty() {
+            self.seen.clocks.push(clock);
         }
     }
 
@@ -80,8 +100,18 @@ impl<'a> Scanner<'a> {
     pub(super) fn line(&mut self, spot: Spot, line: &[u8]) -> bool {
         self.seen.lines += 1;
         let taken = match parse_line(line) {
-            Ok(Line::Other) => return true,
-            Ok(Line::Action(action)) => self.action(&action, line),
+            Ok(Line::Other) => {
+                self.clock.other(line);
+                return true;
+            }
+            Ok(Line::Action(mut action)) => {
+                // A proxy's, or one that tells the zone of its log's dates.
+                if action.source.is_none() || !is_since_boot(action.time) {
+                    let (name, id) = (&action.action, &action.request_id);
+                    action.time = self.clock.time(line, name, id, action.time);
+                }
+                self.action(&action, line)
+            }
             Ok(Line::Exported(spans)) => {
                 if self.settings.exported {
                     self.seen.exported.extend(spans.iter().map(|id| id.value()));
@@ -196,7 +226,8 @@ impl<'a> Scanner<'a> {
     }
 
     /// To be called after the last line.
-    pub(super) fn finish(self) -> Result<Seen, SpillError> {
+    pub(super) fn finish(mut self) -> Result<Seen, SpillError> {
+        self.begin();
         match self.failed {
             Some(error) => Err(error),
             None => {

@@ -12,6 +12,7 @@ use super::group::{self, Entry, EntryKind};
 use super::names::{Names, Texts};
 use super::report::Report;
 use super::spill::{Piece, Spill, SpillError};
+use crate::clock::Clocks;
 use crate::reader::{Extra, LoggedEvent, Request};
 
 /// Bytes put away at once.
@@ -30,8 +31,21 @@ pub struct Store {
     segments: Vec<Vec<u8>>,
     spill: Spill,
     names: Names,
+    clocks: Clocks,
     exported: Vec<u64>,
     report: Report,
+}
+
+/// What a store is made of.
+pub(super) struct Contents {
+    /// Each thread's.
+    pub(super) entries: Vec<Vec<Entry>>,
+    pub(super) segments: Vec<Vec<u8>>,
+    pub(super) spill: Spill,
+    pub(super) names: Names,
+    pub(super) clocks: Clocks,
+    pub(super) exported: Vec<u64>,
+    pub(super) report: Report,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,14 +65,16 @@ pub struct TraceEvents {
 }
 
 impl Store {
-    pub(super) fn new(
-        shares: Vec<Vec<Entry>>,
-        segments: Vec<Vec<u8>>,
-        spill: Spill,
-        names: Names,
-        exported: Vec<u64>,
-        report: Report,
-    ) -> Self {
+    pub(super) fn new(contents: Contents) -> Self {
+        let Contents {
+            entries: shares,
+            segments,
+            spill,
+            names,
+            clocks,
+            exported,
+            report,
+        } = contents;
         let mut entries = Vec::with_capacity(shares.iter().map(Vec::len).sum());
         for share in shares {
             entries.extend(share);
@@ -85,6 +101,7 @@ impl Store {
             segments,
             spill,
             names,
+            clocks,
             exported,
             report,
         }
@@ -98,6 +115,11 @@ impl Store {
     /// Requests in them.
     pub fn requests(&self) -> usize {
         self.requests
+    }
+
+    /// What is known of the clocks.
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// What was read and what could not be.
@@ -163,7 +185,11 @@ impl Reader<'_> {
                 &self.bytes[..]
             };
             match entry.kind {
-                EntryKind::Request => events.requests.extend(request(bytes, &self.texts)),
+                EntryKind::Request => {
+                    let mut request = request(bytes, &self.texts);
+                    request.iter_mut().for_each(|r| store.clocks.put_right(r));
+                    events.requests.extend(request);
+                }
                 EntryKind::Span => events.spans.extend(free::read(bytes)),
             }
         }

@@ -1,0 +1,162 @@
+//! The clocks of the requests of a log.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::{Local, Offset, TimeZone};
+use omnitrace::Vocabulary;
+use omnitrace::span::{Source, Span};
+use omnitrace::vocabulary::ActionId;
+
+use super::{Boots, Host, HostInfo, LogClock, Mode, Repair, Samples, nest};
+use crate::reader::Request;
+
+/// The role of lines that name none; only they have times since boot.
+const PROXY: &str = "proxy";
+
+/// What is known of the clocks of a log: first of each boot, then, when all requests have
+/// been sampled, of each host.
+///
+/// ```text
+/// let mut clocks = Clocks::new(vocabulary, mode, log_clocks, sources);
+/// each request, in any order, on any thread:  clocks.wall(time), clocks.sample(…, samples)
+/// clocks.solve(samples)
+/// each request:  clocks.put_right(request), its spans:  clocks.settle(spans)
+/// ```
+#[derive(Debug, Default)]
+pub struct Clocks {
+    mode: Mode,
+    boots: Boots,
+    hosts: HashMap<Arc<Source>, Host>,
+    /// By the number of a source.
+    numbered: Vec<Host>,
+    infos: Vec<HostInfo>,
+    repair: Repair,
+}
+
+impl Clocks {
+    /// From what the files say of their proxies' clocks, for events of these sources, which
+    /// are known by their numbers then.
+    pub fn new<'a>(
+        vocabulary: &Vocabulary,
+        mode: Mode,
+        logs: &[LogClock],
+        sources: impl IntoIterator<Item = &'a Arc<Source>>,
+    ) -> Self {
+        let boots = match mode {
+            Mode::Auto => Boots::solve(logs, &zone_here),
+            Mode::AsIs => Boots::as_is(),
+        };
+        let mut clocks = Self {
+            mode,
+            boots,
+            ..Self::default()
+        };
+        let mut names: HashMap<String, Host> = HashMap::new();
+        for source in sources {
+            if let Some(host) = clocks.hosts.get(source) {
+                clocks.numbered.push(*host);
+                continue;
+            }
+            // Where the proxy's time zone was guessed, the other hosts know better.
+            let is_guess = *source.role == *PROXY && !clocks.boots.are_sure();
+            let role = vocabulary.role_named(&source.role);
+            let rank = role.filter(|_| !is_guess).map_or(u16::MAX, |role| role.0);
+            let name = host_name(source);
+            let next = Host(clocks.infos.len() as u32);
+            let host = *names.entry(name.clone()).or_insert(next);
+            match clocks.infos.get_mut(host.0 as usize) {
+                Some(info) => info.rank = info.rank.min(rank),
+                None => clocks.infos.push(HostInfo { name, rank }),
+            }
+            clocks.hosts.insert(Arc::clone(source), host);
+            clocks.numbered.push(host);
+        }
+        clocks
+    }
+
+    /// The wall clock's time of what [`LogClock::time`] gave.
+    pub fn wall(&self, kept: u64) -> u64 {
+        self.boots.wall(kept)
+    }
+
+    /// Takes a request as evidence of how the hosts' wall clocks differ: its actions, each
+    /// with its source's number and its time.
+    pub fn sample(
+        &self,
+        vocabulary: &Vocabulary,
+        actions: impl IntoIterator<Item = (ActionId, usize, u64)>,
+        samples: &mut Samples,
+    ) {
+        if self.mode == Mode::AsIs {
+            return;
+        }
+        let actions = actions
+            .into_iter()
+            .filter_map(|(action, source, time)| Some((action, *self.numbered.get(source)?, time)));
+        samples.request(vocabulary, actions);
+    }
+
+    /// To be called when all requests have been sampled.
+    pub fn solve(&mut self, samples: Samples) {
+        self.repair = samples.solve(std::mem::take(&mut self.infos));
+    }
+
+    /// Brings the times of a request, which are the hosts' wall clocks', onto one clock, in
+    /// place and in order.
+    pub fn put_right(&self, request: &mut Request) {
+        if !self.repair.moves() {
+            return;
+        }
+        for event in &mut request.events {
+            if let Some(host) = self.host(&event.source) {
+                event.time = self.repair.time(host, event.time);
+            }
+        }
+        request.events.sort_by_key(|event| event.time);
+    }
+
+    /// Marks the spans of one trace that were moved, and cuts each to its parent.
+    pub fn settle(&self, spans: &mut [Span]) {
+        if self.mode == Mode::AsIs {
+            return;
+        }
+        if self.repair.moves() {
+            for span in spans.iter_mut() {
+                if let Some(host) = self.host(&span.source) {
+                    self.repair.tag(host, span);
+                }
+            }
+        }
+        nest(spans);
+    }
+
+    /// What a person should know, a line each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.boots.notes();
+        notes.extend(self.repair.notes());
+        notes
+    }
+
+    fn host(&self, source: &Arc<Source>) -> Option<Host> {
+        self.hosts.get(source).copied()
+    }
+}
+
+/// A host is known by its address; one without by the role that it has.
+fn host_name(source: &Source) -> String {
+    if source.node.is_empty() {
+        format!("the {}", source.role)
+    } else {
+        source.node.to_string()
+    }
+}
+
+/// This machine's difference to UTC at a local time, both in seconds.
+pub fn zone_here(local: i64) -> i64 {
+    let Some(naive) = chrono::DateTime::from_timestamp(local, 0) else {
+        return 0;
+    };
+    let here = Local.from_local_datetime(&naive.naive_utc()).earliest();
+    here.map_or(0, |here| i64::from(here.offset().fix().local_minus_utc()))
+}
