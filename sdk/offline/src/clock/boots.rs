@@ -35,6 +35,9 @@ const SAME_HOST: i64 = 2 * MILLI;
 const LINGER: i64 = 120 * SECOND;
 /// Without a prefix: a stamp that is this much before the last one is another boot's.
 const BACK: i64 = 60 * SECOND;
+/// nginx's idea of the time may be so old when it writes a line, so that upper bounds are
+/// too low.
+const STALE: i64 = 100 * MILLI;
 /// `Start to schedule` lines that wait for the other half of their pair.
 const PENDING: usize = 256;
 /// Lines of a log that are asked for its time zone.
@@ -87,7 +90,7 @@ struct Boot {
     lines: u64,
     last: i64,
     /// By the prefixes, in the writer's zone: least and greatest offset.
-    local: Option<(i64, i64)>,
+    local: Option<Bounds>,
     pairs: Option<Pairs>,
     /// By the access log: the least offset, cut to milliseconds.
     ended: Option<i64>,
@@ -146,7 +149,7 @@ impl LogClock {
         if let Some(offset) = pair {
             boot.pair(offset);
         }
-        SINCE_BOOT | u64::from(boot.number) << 48 | time / 1_000
+        SINCE_BOOT | (u64::from(boot.number) << 48) | (time / 1_000)
     }
 
     /// Takes the evidence of a line that is no action: those of the access log have some.
@@ -430,24 +433,31 @@ fn hosts(mut known: Vec<Known>) -> Vec<Known> {
     hosts
 }
 
+/// Least and greatest offset that a log's prefixes allow.
+type Bounds = (i64, i64);
+
 /// What the prefixes in several files say, or in several parts of one, where it may be of
 /// one boot: for each pair of bounds those that keep all of them.
-fn together(mut bounds: Vec<(i64, i64)>) -> BTreeMap<(i64, i64), (i64, i64)> {
-    bounds.sort_unstable();
-    let mut of_boot: Vec<((i64, i64), Vec<(i64, i64)>)> = Vec::new();
-    for (least, greatest) in bounds {
-        match of_boot.last_mut() {
-            // In the order of `least` this is the greatest so far.
-            Some((common, all)) if least <= common.1 && least - all[0].0 <= SAME_BOOT => {
-                *common = (least, common.1.min(greatest.max(least)));
-                all.push((least, greatest));
+fn together(mut all: Vec<Bounds>) -> BTreeMap<Bounds, Bounds> {
+    all.sort_unstable();
+    let mut common = BTreeMap::new();
+    let mut rest = &all[..];
+    while let Some((first, _)) = rest.first() {
+        let (mut now, mut count) = (rest[0], 0);
+        // In the order of `least` this is the greatest so far.
+        for (least, greatest) in rest {
+            if *least > now.1 + STALE || least - first > SAME_BOOT {
+                break;
             }
-            _ => of_boot.push(((least, greatest), vec![(least, greatest)])),
+            now = (*least, now.1.min(*greatest).max(*least));
+            count += 1;
         }
+        // The first always fits unless it contradicts itself.
+        let (boot, later) = rest.split_at(count.max(1));
+        common.extend(boot.iter().map(|own| (*own, now)));
+        rest = later;
     }
-    let each = of_boot.into_iter();
-    each.flat_map(|(common, all)| all.into_iter().map(move |own| (own, common)))
-        .collect()
+    common
 }
 
 fn host_of(hosts: &[Known], offset: i64) -> Option<Known> {
@@ -472,8 +482,7 @@ fn by_prefix(
     hosts: &[Known],
     zone_here: &dyn Fn(i64) -> i64,
 ) -> Known {
-    // nginx's idea of the time may be some milliseconds old.
-    let (least, greatest) = (least.min(greatest), greatest.max(least));
+    let greatest = greatest.max(least);
     let step = ZONE_STEP * SECOND;
     // Another log of the same host may know better: its offset lies between these bounds,
     // in some zone.
@@ -497,7 +506,7 @@ fn by_prefix(
     };
     Known {
         offset: middle - zone,
-        uncertainty: ((greatest - least) / 2).max(MICRO),
+        uncertainty: ((greatest - least) / 2).max(MILLI),
         by,
     }
 }
