@@ -49,7 +49,7 @@ pub(crate) fn clock_mode(text: &str) -> Result<Mode, &'static str> {
 pub(crate) fn temporary(named: Option<&Path>, output: &Path) -> PathBuf {
     match (named, output.parent()) {
         (Some(folder), _) => folder.to_owned(),
-        _ if output == Path::new("-") || !(output.is_file() || !output.exists()) => {
+        _ if output == Path::new("-") || output.exists() && !output.is_file() => {
             std::env::temp_dir()
         }
         (None, Some(folder)) if folder != Path::new("") => folder.to_owned(),
