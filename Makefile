@@ -66,12 +66,14 @@ $(T)/nginx-debian/Makefile: $(T)/.packages
 	    > $(CURDIR)/$(T)/nginx-configure.log || { tail -5 $(CURDIR)/$(T)/nginx-configure.log >&2; exit 1; }
 
 ifdef NGINX
-# As the nginx on the PATH was, but for modules whose source is not here.
+# As the nginx on the PATH was, but for modules whose source is not here. A release has its
+# configure at the top, a checkout under auto.
 $(NGINX_TREE)/objs/Makefile:
 	@mkdir -p $(NGINX_TREE)
 	@arguments=$$(nginx -V 2>&1 | sed -n 's/^configure arguments: //p' | \
 	    sed -E 's/--add-(dynamic-)?module=[^ ]*//g') && cd $(NGINX_SOURCE_DIR) && \
-	    eval "./configure $${arguments:---with-compat} --builddir=$(NGINX_TREE)/objs" \
+	    eval "$$(ls ./configure auto/configure 2>/dev/null | head -1)" \
+	    "$${arguments:---with-compat} --builddir=$(NGINX_TREE)/objs" \
 	    > $(NGINX_TREE)/configure.log || { tail -5 $(NGINX_TREE)/configure.log >&2; exit 1; }
 endif
 
