@@ -64,7 +64,7 @@ fn finish(request: Request<'_>) {
         .tokens
         .borrow()
         .describe(&mut attributes, context.arrived);
-    let reads_count = matches!(*context.tokens.borrow(), Tokens::Ignored);
+    let reads_count = !matches!(*context.tokens.borrow(), Tokens::Searched(_));
     context
         .omni
         .finish(context, recorder, request, reads_count, &mut attributes);
