@@ -249,9 +249,11 @@ def live_steps() -> str:
     return "".join(before + after)
 
 
+@pytest.mark.parametrize("context", ["propagate", "inject"])
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_what_both_have_seen_is_one_span_and_the_nodes_are_called_from_it(
     order: str,
+    context: str,
     nginx: Nginx,
     collector: Collector,
     upstream: StartUpstream,
@@ -265,7 +267,7 @@ def test_what_both_have_seen_is_one_span_and_the_nodes_are_called_from_it(
         upstream prefill_endpoints {{ server {p.address}; }}
         server {{
             listen 127.0.0.1:{nginx.port};
-            omnitrace_omni_proxy on;
+            omnitrace_omni_proxy on; omnitrace_context {context};
             location /v1/ {{ replay_request_id live; replay_context {made}; replay; }}
             location ~ ^/prefill_sub(?<orig>/.*)$ {{
                 internal; proxy_pass http://prefill_endpoints$orig;
