@@ -7,14 +7,18 @@
 # make chaos   a million spans through outages of every kind; outage: an hour without a
 #              Collector; interpreters: the tests on every CPython that can be had; miri:
 #              the queue's tests under Rust's interpreter, which sees undefined behaviour
-# make module  the nginx module; wheel: the Python wheel, with MANYLINUX=1 for older
+# make module  the nginx module, with NGINX=/path/to/nginx-source for another nginx than
+#              Debian's; vendored: it and nginx 1.28; deb: the module as a Debian package
+# make test-vendored  the module's tests on nginx 1.28; reloads: a hundred under load;
+#              valgrind: a load under valgrind, on both; fuzz: the readers of foreign bytes
+# make wheel   the Python wheel, with MANYLINUX=1 for older
 #              systems than this one too; command: the command
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: all demo test test-vllm lint bench bench-nginx bench-vllm bench-offline chaos outage interpreters \
-    miri module wheel command \
+    miri module vendored deb test-vendored reloads valgrind fuzz wheel command \
     example fmt clean \
     test-rust test-python collector
 
@@ -22,12 +26,25 @@ T := target
 VENV := $(T)/venv
 PYTHON := $(VENV)/bin/python
 MODULE := $(T)/nginx/ngx_http_omnitrace_module.so
+CARGO_TARGET_DIR ?= $(T)
 COMMAND := $(T)/release/omnitrace
 
-# The configured nginx source tree that the module is built for: Debian's own,
-# unless NGINX_SOURCE_DIR and NGINX_BUILD_DIR name another.
+# The nginx source tree that the module is built for, and where it is configured: Debian's
+# own, unless NGINX names another, or NGINX_SOURCE_DIR and NGINX_BUILD_DIR do.
+ifdef NGINX
+NGINX_VERSION := $(shell sed -n 's/.*define NGINX_VERSION *"\(.*\)"/\1/p' $(NGINX)/src/core/nginx.h)
+ifeq ($(NGINX_VERSION),)
+$(error $(NGINX) is no source of nginx: it has no src/core/nginx.h)
+endif
+NGINX_TREE := $(CURDIR)/$(T)/nginx-$(NGINX_VERSION)
+MODULE := $(T)/nginx-$(NGINX_VERSION)/ngx_http_omnitrace_module.so
+NGINX_SOURCE_DIR := $(abspath $(NGINX))
+# One that is configured already is taken as it is.
+NGINX_BUILD_DIR := $(if $(wildcard $(NGINX)/objs/ngx_auto_config.h),$(NGINX_SOURCE_DIR),$(NGINX_TREE))/objs
+endif
 export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(CURDIR)/$(T)/nginx-debian
+VENDORED := $(T)/nginx-vendored
 
 all: lint test
 
@@ -48,10 +65,34 @@ $(T)/nginx-debian/Makefile: $(T)/.packages
 	    ./configure "$${NGX_CONF_FLAGS[@]}" --builddir=$(CURDIR)/$(T)/nginx-debian \
 	    > $(CURDIR)/$(T)/nginx-configure.log || { tail -5 $(CURDIR)/$(T)/nginx-configure.log >&2; exit 1; }
 
-module: $(if $(findstring $(CURDIR),$(NGINX_BUILD_DIR)),$(T)/nginx-debian/Makefile)
+ifdef NGINX
+# As the nginx on the PATH was, but for modules whose source is not here. A release has its
+# configure at the top, a checkout under auto.
+$(NGINX_TREE)/objs/Makefile:
+	@mkdir -p $(NGINX_TREE)
+	@arguments=$$(nginx -V 2>&1 | sed -n 's/^configure arguments: //p' | \
+	    sed -E 's/--add-(dynamic-)?module=[^ ]*//g') && cd $(NGINX_SOURCE_DIR) && \
+	    eval "$$(ls ./configure auto/configure 2>/dev/null | head -1)" \
+	    "$${arguments:---with-compat} --builddir=$(NGINX_TREE)/objs" \
+	    > $(NGINX_TREE)/configure.log || { tail -5 $(NGINX_TREE)/configure.log >&2; exit 1; }
+endif
+
+module: $(if $(findstring $(CURDIR),$(NGINX_BUILD_DIR)),$(patsubst $(CURDIR)/$(T)/nginx-debian/%,$(T)/nginx-debian/%,$(NGINX_BUILD_DIR)/Makefile))
 	cargo build --locked --release -p ngx-http-omnitrace-module
-	@mkdir -p $(T)/nginx
-	@install -m 644 $(T)/release/libngx_http_omnitrace_module.so $(MODULE)
+	@mkdir -p $(dir $(MODULE))
+	@install -m 644 $(CARGO_TARGET_DIR)/release/libngx_http_omnitrace_module.so $(MODULE)
+
+# The nginx that the crate nginx-sys brings along, and the module for it.
+vendored: $(T)/.packages
+	env -u NGINX_SOURCE_DIR -u NGINX_BUILD_DIR \
+	    cargo build --locked --release -p ngx-http-omnitrace-module --features vendored
+	@mkdir -p $(VENDORED)
+	@install -m 644 $(CARGO_TARGET_DIR)/release/libngx_http_omnitrace_module.so $(VENDORED)
+	@install -m 755 "$$(ls -t $(CARGO_TARGET_DIR)/release/build/nginx-sys-*/out/objs/nginx | head -1)" \
+	    $(VENDORED)/nginx
+
+deb: module
+	nginx-module/deb.sh $(MODULE) $$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml) $(T)/deb
 
 command: $(T)/.packages
 	cargo build --locked --release -p omnitrace-cli
@@ -114,6 +155,29 @@ collector:
 
 test-python: $(T)/.packages command example module $(T)/.wheel collector
 	env -u OMNITRACE_TEST_VLLM $(VENV)/bin/pytest -q tests
+
+ON_VENDORED = OMNITRACE_NGINX=$(CURDIR)/$(VENDORED)/nginx \
+    OMNITRACE_NGINX_MODULE=$(CURDIR)/$(VENDORED)/libngx_http_omnitrace_module.so
+
+test-vendored: $(T)/.venv module vendored
+	$(ON_VENDORED) $(VENV)/bin/pytest -q tests/nginx
+
+# Some ten minutes.
+reloads: $(T)/.venv module
+	RELOADS=$${RELOADS:-100} $(VENV)/bin/pytest -q tests/nginx/test_nginx_reloads.py
+
+# REQUESTS are those of each nginx; two million take hours.
+valgrind: $(T)/.venv module vendored
+	@.ci/packages wrk valgrind
+	PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py $${REQUESTS:-20000}
+	$(ON_VENDORED) PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py $${REQUESTS:-20000}
+
+# Ten minutes for each target, or FUZZ_SECONDS.
+fuzz:
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
+	    echo "cargo fuzz is missing: rustup toolchain install nightly && cargo install cargo-fuzz" >&2; exit 1; }
+	cd sdk/core && for target in $$(cargo +nightly fuzz list); do \
+	    cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-600}; done
 
 bench: $(T)/.wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt

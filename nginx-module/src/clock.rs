@@ -4,6 +4,7 @@ use nginx_sys::{ngx_cached_time, ngx_http_request_t, ngx_msec_t, ngx_time_t, tim
 pub(crate) use omnitrace::clock::now;
 
 pub(crate) const NANOS_PER_MILLI: u64 = 1_000_000;
+pub(crate) const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// When a request arrived.
 ///

@@ -15,7 +15,7 @@ use omnitrace::{Action, KeyRef, Sampler, SpanContext, ValueRef};
 
 use crate::HttpOmnitraceModule;
 use crate::actions::{self, Try};
-use crate::clock;
+use crate::clock::{self, NANOS_PER_SECOND};
 use crate::conf::location::{LocationConfig, Trace};
 use crate::guard::guard;
 use crate::headers::{self, HeaderName, X_REQUEST_ID};
@@ -123,7 +123,9 @@ impl<'r> RequestContext<'r> {
             Some(recorder) if conf.context().extract => named_by_header(request, recorder),
             _ => Propagated::default(),
         };
-        let made_up = listens && sent.context.is_some_and(omni_proxy::has_made);
+        let named = recorder.filter(|_| listens);
+        let named = named.and_then(|recorder| named_by_header(request, recorder).context);
+        let made_up = named.is_some_and(omni_proxy::has_made);
         let sent = if made_up { Propagated::default() } else { sent };
         let (remote, debug) = (sent.decided(&sampler), sent.debug);
 
@@ -136,7 +138,9 @@ impl<'r> RequestContext<'r> {
         };
         let raw_id = sent_id.unwrap_or(request_id.as_bytes());
         let said = listens.then(|| omni_proxy::arrival_of(raw_id)).flatten();
-        let arrived = said.map_or(arrived, |said| said.min(arrived));
+        let arrived = said
+            .filter(|said| said.abs_diff(arrived) < NANOS_PER_SECOND)
+            .unwrap_or(arrived);
         let header_made = sent_id.is_none() && conf.request_id();
         if header_made {
             headers::set(request, &X_REQUEST_ID, borrow(request_id))?;

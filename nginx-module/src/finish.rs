@@ -60,7 +60,7 @@ fn finish(request: Request<'_>) {
     let mut attributes = Attributes::with_capacity(32 + conf.span_attrs().len());
     describe(&mut attributes, request, context);
     tokens.describe(&mut attributes, context.arrived);
-    let reads_count = matches!(tokens, Tokens::Ignored);
+    let reads_count = !matches!(tokens, Tokens::Searched(_));
     context
         .omni
         .finish(context, recorder, request, reads_count, &mut attributes);

@@ -35,6 +35,8 @@ pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::new("X-Request-Id", "x-r
 pub(crate) static TTFT_TRACEPARENT: HeaderName =
     HeaderName::new("TTFT_traceparent", "ttft_traceparent");
 
+pub(crate) static CONTENT_TYPE: HeaderName = HeaderName::new("Content-Type", "content-type");
+
 pub(crate) const ACCEPT: HeaderName = HeaderName::new("Accept", "accept");
 
 impl HeaderName {
@@ -78,6 +80,14 @@ pub(crate) fn find<'r>(
 ) -> impl Iterator<Item = &'r ngx_table_elt_t> {
     // SAFETY: the request's list lives as long as the request.
     unsafe { iter(list(request)) }.filter(move |header| name.is(header))
+}
+
+/// The value of a header that a module has put into the answer's list.
+pub(crate) fn answered<'r>(request: Request<'r>, name: &HeaderName) -> Option<&'r [u8]> {
+    // SAFETY: only the address of a field is taken; the list lives as long as the request.
+    let mut sent = unsafe { iter::<'r>(&raw const (*request.as_ptr()).headers_out.headers) };
+    let header = sent.find(|header| name.is(header))?;
+    Some(header.value.as_bytes())
 }
 
 /// Gives a header its only value: the first of that name gets it, or a new one is added. `value`

@@ -64,7 +64,9 @@ pub(crate) fn stop() {
 
 /// Runs `body` with what this thread knows. None: it is not nginx's own, or is at it already.
 fn with_worker<T>(body: impl FnOnce(&mut Worker) -> T) -> Option<T> {
-    WORKER.with(|worker| worker.try_borrow_mut().ok()?.as_mut().map(body))
+    // nginx goes on logging when the thread is at its end.
+    let with = |worker: &RefCell<Option<Worker>>| worker.try_borrow_mut().ok()?.as_mut().map(body);
+    WORKER.try_with(with).ok().flatten()
 }
 
 fn mailbox() -> Option<&'static Mailbox> {

@@ -14,6 +14,7 @@ use nginx_sys::{
 };
 use ngx::core::Status;
 use ngx::http::HttpModuleMainConf;
+use omnitrace::Stats;
 use omnitrace::config::LegacyLogMode;
 use tracing::Level;
 
@@ -93,9 +94,12 @@ fn start(cycle: &ngx_cycle_t) {
             "omnitrace: there are too many workers: this one is not in omnitrace_status"
         );
     }
-    let started = with_signals_blocked(|| Recorder::start(core.clone(), books));
+    let started = with_signals_blocked(|| Recorder::start(core.clone(), books.clone()));
     if let Err(error) = started {
         error!(cycle.log, "omnitrace: {error}; this worker traces nothing");
+        if let Some(books) = books {
+            books.close(&Stats::default());
+        }
         return;
     }
     omni_proxy::start(zone.map(Zone::mailbox));

@@ -19,6 +19,7 @@ use crate::clock;
 use crate::conf::location::{LocationConfig, TokenSearch};
 use crate::context::RequestContext;
 use crate::guard::guard;
+use crate::headers::{self, CONTENT_TYPE};
 use crate::recorder::{Attributes, Recorder};
 use crate::request::{Request, bytes};
 
@@ -216,6 +217,11 @@ fn start_search(request: Request<'_>) {
             bytes(head.content_type),
             head.content_encoding.as_ref().map(|h| bytes(h.value)),
         )
+    };
+    // Omni Proxy passes the upstream's head on as it is.
+    let content_type = match content_type {
+        [] => headers::answered(request, &CONTENT_TYPE).unwrap_or_default(),
+        known => known,
     };
     let is_document = is_of_type(content_type, b"application/json");
     let wanted = match LocationConfig::of(request).tokens() {

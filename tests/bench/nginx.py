@@ -87,9 +87,11 @@ def main() -> None:
             runs: dict[str, list[Run]] = {state: [] for state in STATES}
             for number in range(1, arguments.rounds + 1):
                 print(f"{case}: round {number} of {arguments.rounds}", file=sys.stderr)
-                for state, done in runs.items():
+                # Each state is the first, the second and the last in turn.
+                turn = number % len(STATES)
+                for state in [*STATES, *STATES][turn : turn + len(STATES)]:
                     site = _site(location, plain.port, sink.endpoint, STATES[state])
-                    done.append(
+                    runs[state].append(
                         _run(folder / f"{len(list(folder.iterdir()))}", site, state, case, sink,
                              arguments.seconds)
                     )  # fmt: skip

@@ -29,6 +29,21 @@ MODULE = os.environ.get(
 NGINX = os.environ.get("OMNITRACE_NGINX") or shutil.which(
     "nginx", path=f"{os.environ['PATH']}:/usr/sbin"
 )
+VENDORED = REPOSITORY / "target/nginx-vendored/nginx"
+# The arguments that it was configured with: not every nginx has every module.
+ARGUMENTS = (
+    subprocess.run([NGINX, "-V"], capture_output=True, text=True, check=True).stderr
+    if NGINX
+    else ""
+)
+# One that the module is not built for, if there is any.
+OTHER_NGINX = (
+    shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if "OMNITRACE_NGINX" in os.environ
+    else str(VENDORED)
+    if VENDORED.exists()
+    else None
+)
 NJS = os.environ.get(
     "OMNITRACE_NJS",
     "" if "OMNITRACE_NGINX" in os.environ else "/usr/lib/nginx/modules/ngx_http_js_module.so",
@@ -132,10 +147,10 @@ class Nginx:
             "-e", str(self.directory / "error.log"), *arguments,
         ]  # fmt: skip
 
-    def test(self, environment: dict[str, str] | None = None) -> str:
+    def test(self, environment: dict[str, str] | None = None, program: str | None = None) -> str:
         """What `nginx -t` says, without nginx's own success lines."""
         result = subprocess.run(
-            [*self.command("-t")[:-3], "-e", "stderr", "-t"],
+            [program or str(NGINX), *self.command("-t")[1:-3], "-e", "stderr", "-t"],
             capture_output=True,
             text=True,
             errors="replace",

@@ -97,16 +97,26 @@ class Capture:
         return replace(self, steps=tuple(step.shifted(by) for step in self.steps))
 
 
+# Where the headers are of the nginx that the tests run: its source, and what was made of it when
+# it was configured. Those of another nginx than Debian's must be named.
+SOURCE = os.environ.get("OMNITRACE_NGINX_SOURCE", "/usr/share/nginx/src")
+CONFIGURED = os.environ.get(
+    "OMNITRACE_NGINX_CONFIGURED",
+    ""
+    if "OMNITRACE_NGINX" in os.environ
+    else os.environ.get("NGINX_BUILD_DIR", str(REPOSITORY / "target/nginx-debian")),
+)
+
+
 def build(folder: Path) -> Path:
     """The module that replays, for the nginx that the tests run."""
-    source = Path(os.environ.get("NGINX_SOURCE_DIR", "/usr/share/nginx/src")) / "src"
-    configured = os.environ.get("NGINX_BUILD_DIR", str(REPOSITORY / "target/nginx-debian"))
-    folders = ["core", "event", "event/modules", "os/unix", "http", "http/modules", "http/v2"]
+    folders = ["core", "event", "event/modules", "event/quic", "os/unix"]
+    folders += ["http", "http/modules", "http/v2", "http/v3"]
     module = folder / "ngx_http_replay_module.so"
     subprocess.run(
         [
             "cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(module),
-            *(f"-I{source / folder}" for folder in folders), f"-I{configured}",
+            *(f"-I{SOURCE}/src/{folder}" for folder in folders), f"-I{CONFIGURED}",
             str(FOLDER / "ngx_http_replay_module.c"),
         ],
         check=True,
@@ -147,20 +157,23 @@ class Workers:
 
 
 def replay(
-    nginx: Nginx, capture: Capture, headers: Mapping[str, str] | None = None, path: str = ""
+    nginx: Nginx, capture: Capture, headers: Mapping[str, str] | None = None, answer: str = ""
 ) -> None:
-    """Has the request's own worker write its lines, and another one those of the other."""
+    """Has the request's own worker write its lines, and another one those of the other.
+
+    `answer` is an event stream with "|" for each line's end.
+    """
     begin = time.monotonic_ns() // 1000 + 300_000
     capture = capture.shifted(begin - capture.steps[0].due)
     workers = Workers(nginx, len({step.worker for step in capture.steps}))
     own = "".join(s.text() for s in capture.steps if s.worker == capture.own_worker())
+    if answer:
+        own += f"answer\t0\t\ttext/event-stream\t{answer}\n"
     other = "".join(s.text() for s in capture.steps if s.worker != capture.own_worker())
     statuses: list[int] = []
     threads = [
         threading.Thread(
-            target=lambda: statuses.append(
-                workers.post(0, path or "/v1/chat/completions", own, headers)
-            )
+            target=lambda: statuses.append(workers.post(0, "/v1/chat/completions", own, headers))
         )
     ]
     if other:

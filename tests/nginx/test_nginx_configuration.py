@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from nginx_server import Nginx
+from nginx_server import OTHER_NGINX, Nginx
 
 MISSING = "cannot be read (No such file or directory (os error 2))"
 TIME = "it must be a time such as 5s or 500ms"
@@ -158,6 +160,19 @@ def test_a_directive_of_the_http_block_is_refused_elsewhere(directive: str, ngin
     nginx.configure(f"server {{ {directive} }}")
     name = directive.split()[0]
     assert nginx.test().startswith(f'[emerg] "{name}" directive is not allowed here')
+
+
+def test_another_nginx_is_told_to_get_a_module_of_its_own(nginx: Nginx) -> None:
+    if not OTHER_NGINX:
+        pytest.skip("there is no second nginx: make vendored")
+    nginx.configure("omnitrace on;")
+    said = nginx.test(program=OTHER_NGINX).splitlines()
+    version = r"\d+\.\d+\.\d+"
+    assert re.fullmatch(
+        rf"\[emerg\] omnitrace: this module is built for nginx {version} and this is nginx "
+        rf'{version}: build it with "make module NGINX=/path/to/its/source"',
+        said[0],
+    )
 
 
 def test_the_environment_is_read_with_the_configuration(nginx: Nginx) -> None:

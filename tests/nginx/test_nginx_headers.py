@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from nginx_peers import Collector, StartUpstream, Upstream
-from nginx_server import Nginx, get, raw, tracing
+from nginx_server import ARGUMENTS, Nginx, get, raw, tracing
 from nginx_trees import MADE_ID, call, root, trees
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -187,6 +187,9 @@ def test_any_id_is_kept(
         assert [line.count("<<<Action: ") for line in lines if "<<<Exported" not in line] == [1] * 4
 
 
+@pytest.mark.skipif(
+    "http_auth_request_module" not in ARGUMENTS, reason="this nginx has no auth_request"
+)
 def test_a_subrequest_changes_its_own_headers_only(
     nginx: Nginx, collector: Collector, upstream: StartUpstream
 ) -> None:

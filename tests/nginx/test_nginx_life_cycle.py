@@ -146,10 +146,14 @@ def test_another_binary_takes_over_without_losing_a_span(
     nginx.configure(site(nginx, tracing(collector)), main="daemon on;")
     subprocess.run(nginx.command(), check=True)
     pid_file, old_pid_file = (nginx.directory / f"nginx.pid{end}" for end in ("", ".oldbin"))
+    nginx.wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()), "no master")
     old = int(pid_file.read_text())
     get(nginx, headers={"X-Request-Id": "old"})
     os.kill(old, signal.SIGUSR2)
-    nginx.wait_for(lambda: old_pid_file.exists() and pid_file.exists(), "no new master")
+    nginx.wait_for(
+        lambda: old_pid_file.exists() and pid_file.exists() and bool(pid_file.read_text()),
+        "no new master",
+    )
     new = int(pid_file.read_text())
     children = Path(f"/proc/{new}/task/{new}/children")
     nginx.wait_for(lambda: bool(children.read_text()), "the new master has no worker")

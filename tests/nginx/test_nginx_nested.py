@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from http.server import BaseHTTPRequestHandler
 
+import pytest
 from nginx_peers import Collector, Received, StartUpstream, reply
-from nginx_server import Nginx, get, tracing
+from nginx_server import ARGUMENTS, Nginx, get, tracing
 from nginx_trees import call, root, trees
 
 
@@ -36,6 +37,7 @@ def test_every_kind_of_subrequest_has_a_call_of_its_own(
     assert (calls, numbers) == ([call()] * 4, [0, 1, 2, 3])
 
 
+@pytest.mark.skipif("http_slice_module" not in ARGUMENTS, reason="this nginx has no slices")
 def test_the_parts_of_a_slice_are_calls_of_their_own(
     nginx: Nginx, collector: Collector, upstream: StartUpstream
 ) -> None:

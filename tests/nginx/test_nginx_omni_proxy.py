@@ -8,7 +8,7 @@ import pytest
 from nginx_peers import Collector, StartUpstream, reply, stream
 from nginx_server import MODULE, Nginx, get, tracing
 from nginx_trees import MADE_ID, Tree, call, root, trees
-from omni_proxy_replay import Capture, Step, Workers, build, replay
+from omni_proxy_replay import CONFIGURED, Capture, Step, Workers, build, replay
 from test_nginx_tokens import ANSWER, TOKENS
 
 # The phases that the lines make, with the moments between which they are. The root and "D running"
@@ -28,6 +28,8 @@ PHASES = [
 
 @pytest.fixture(scope="session")
 def replay_module(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if not CONFIGURED:
+        pytest.skip("OMNITRACE_NGINX_CONFIGURED does not name the headers of this nginx")
     return str(build(tmp_path_factory.mktemp("replay")))
 
 
@@ -172,6 +174,18 @@ def test_the_scanners_tokens_count_before_the_proxys_reads(
     assert (span.events, span.attributes["omnitrace.tokens.count"]) == ([], 0)
 
 
+def test_tokens_are_found_where_the_proxy_hides_the_type_of_its_answer(
+    nginx: Nginx, collector: Collector, replay_module: str
+) -> None:
+    capture = Capture.read("spaced_id")
+    nginx.start(site(nginx, collector), modules=(MODULE, replay_module))
+    body = ANSWER.decode().replace("\r", "").replace("\n", "|")
+    replay(nginx, capture, {"X-Request-Id": capture.request_id}, body)
+    nginx.stop()
+    [span] = collector.named("Trace for Omni Proxy")
+    assert (span.events, span.attributes["omnitrace.tokens.count"]) == (TOKENS, 4)
+
+
 def test_where_nobody_listens_the_lines_make_nothing(
     nginx: Nginx, collector: Collector, replay_module: str
 ) -> None:
@@ -235,9 +249,11 @@ def live_steps() -> str:
     return "".join(before + after)
 
 
+@pytest.mark.parametrize("context", ["propagate", "inject"])
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_what_both_have_seen_is_one_span_and_the_nodes_are_called_from_it(
     order: str,
+    context: str,
     nginx: Nginx,
     collector: Collector,
     upstream: StartUpstream,
@@ -251,13 +267,14 @@ def test_what_both_have_seen_is_one_span_and_the_nodes_are_called_from_it(
         upstream prefill_endpoints {{ server {p.address}; }}
         server {{
             listen 127.0.0.1:{nginx.port};
-            omnitrace_omni_proxy on;
-            proxy_buffering off;
+            omnitrace_omni_proxy on; omnitrace_context {context};
             location /v1/ {{ replay_request_id live; replay_context {made}; replay; }}
             location ~ ^/prefill_sub(?<orig>/.*)$ {{
                 internal; proxy_pass http://prefill_endpoints$orig;
             }}
-            location @decode {{ set $node {d.address}; proxy_pass http://$node; }}
+            location @decode {{
+                set $node {d.address}; proxy_buffering off; proxy_pass http://$node;
+            }}
             location = /pid {{ omnitrace off; return 200 $pid; }}
         }}""",
         modules=modules,

@@ -37,8 +37,11 @@ def test_reloads_under_load_lose_nothing(state: str, nginx: Nginx, collector: Co
         "silent": f"http://127.0.0.1:{listener.getsockname()[1]}",
     }.get(state, collector.url)
     log = nginx.directory / "log"
+    directives = exporting_to(url, log)
+    if state == "taking":
+        directives = directives.replace("timeout 500ms", "timeout 10s")
     nginx.start(
-        f"""{exporting_to(url, log)}
+        f"""{directives}
         server {{
             listen 127.0.0.1:{nginx.port};
             location / {{ return 200; }}
@@ -87,9 +90,11 @@ def test_reloads_under_load_lose_nothing(state: str, nginx: Nginx, collector: Co
     logged = logged_ids(log) if log.exists() else Counter()
     roots = collector.named("Trace for Omni Proxy")
     exported = Counter(span.attributes["gen_ai.request.id"] for span in roots)
-    assert exported + logged == expected
-    if state == "taking":
-        assert logged == {}
+    assert set((exported + logged).values()) <= {1, 2}
+    # What a Collector takes and confirms too late is in the log too, by the same ids.
+    assert exported | logged == expected
+    if state != "taking":
+        assert exported == {}
     spans = sum(sent) + sum(sent[1::2])
     assert total(nginx, "created") == spans
     assert total(nginx, "exported") + total(nginx, "logged") == spans

@@ -196,7 +196,7 @@ omnitrace_events_lost_total 0
 omnitrace_events_loose_total 0
 # HELP omnitrace_open_requests Requests that may still get events.
 # TYPE omnitrace_open_requests gauge
-omnitrace_open_requests 2
+omnitrace_open_requests 0
 # HELP omnitrace_workers Workers that trace, those that are about to end included.
 # TYPE omnitrace_workers gauge
 omnitrace_workers 1

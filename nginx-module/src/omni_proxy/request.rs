@@ -118,16 +118,14 @@ impl OmniRequest {
             self.reads[at].set(time);
             return;
         }
-        let decode_starts = actions::Try::Decode.start();
-        let prefill_starts = actions::Try::Prefill.start();
         match action.name {
             // The log phase says it, with all that is known then.
             actions::RECEIVED_ALL_TOKENS => return,
-            name if name == prefill_starts => {
+            name if name == Try::Prefill.start() => {
                 self.started[Try::Prefill as usize].set(time);
                 self.ask(context, recorder, Letter::PScheduled);
             }
-            name if name == decode_starts => {
+            name if name == Try::Decode.start() => {
                 self.started[Try::Decode as usize].set(time);
                 self.decode.set_address(action);
                 self.ask(context, recorder, Letter::DScheduled);
@@ -149,13 +147,15 @@ impl OmniRequest {
         };
         if !self.scheduled[letter as usize].get()
             && let Some(time) = mailbox.take(key, letter)
+            // Of this request, and not of one before it that had the same id.
+            && time >= context.arrived
         {
             self.scheduled[letter as usize].set(true);
             let name = match letter {
                 Letter::PScheduled => P_SCHEDULED,
                 Letter::DScheduled => D_SCHEDULED,
             };
-            recorder.action(context, name, time.max(context.arrived), 0, &[]);
+            recorder.action(context, name, time, 0, &[]);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where an upstream try went and how it ended, as attributes of its span.
 
-use nginx_sys::{ngx_http_request_t, ngx_http_upstream_t, ngx_msec_t, ngx_peer_connection_t};
+use nginx_sys::{ngx_http_upstream_t, ngx_msec_t, ngx_peer_connection_t};
 use omnitrace::ValueRef;
 
 use crate::recorder::Attributes;
@@ -111,8 +111,7 @@ fn error(
         Some("timeout")
     } else if failed && state.connect_time == NEVER {
         Some("connect_error")
-    } else if state.status >= 400 || (!failed && state.status != 0 && is_whole(&request, upstream))
-    {
+    } else if state.status >= 400 || (!failed && state.status != 0 && is_whole(upstream)) {
         None
     } else if client_gone {
         Some("client_closed")
@@ -124,13 +123,11 @@ fn error(
 }
 
 /// Whether the answer's body was read to its end. Length 0 is that; a negative one was never known.
-fn is_whole(request: &ngx_http_request_t, upstream: &ngx_http_upstream_t) -> bool {
+fn is_whole(upstream: &ngx_http_upstream_t) -> bool {
     // SAFETY: the pipe lives as long as the upstream.
     let pipe = unsafe { upstream.pipe.as_ref() };
     let rest = match pipe {
-        Some(pipe) if upstream.buffering() != 0 && request.subrequest_in_memory() == 0 => {
-            pipe.length
-        }
+        Some(pipe) if upstream.buffering() != 0 => pipe.length,
         _ => upstream.length,
     };
     upstream.upgrade() != 0 || rest <= 0

@@ -1,38 +1,22 @@
 //! Finds the tokens in a streamed answer: server-sent events with content.
 //!
-//! A token is an event whose JSON has a non-empty text under one of [`CONTENT_KEYS`]: not a
+//! A token is an event whose JSON has a non-empty text under one of a few keys: not a
 //! read, not the role chunk, not a comment, not the usage chunk, not `[DONE]`. The scanner keeps
 //! constant memory and finds the same however the bytes are split.
 //!
 //! ```text
 //!  bytes ─► lines ─► data of an event ─► members whose key matters     (Scanner, Members)
 //! ```
-//! It looks from colon to colon and not from byte to byte: what stands before a colon is a key
-//! or, within a text, something with a backslash before its quote. And as the events of a stream
-//! begin alike, the beginning of the last token's is skipped where it comes again.
 
-use memchr::{memchr, memchr2};
+mod members;
 
-/// Keys whose non-empty text makes an event a token.
-const CONTENT_KEYS: [&[u8]; 6] = [
-    b"content",
-    b"text",
-    b"reasoning_content",
-    b"reasoning",
-    b"arguments",
-    b"refusal",
-];
+use memchr::memchr2;
+
+use members::Members;
+
 const DATA: &[u8] = b"data:";
 const DONE: &[u8] = b"[DONE]";
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// Most blanks between a key and its colon. (JSON allows any number; servers write none.)
-const MAX_BLANKS: usize = 4;
-/// What is looked at before a colon: the longest key, its quotes, the blanks, and the byte
-/// before all of that.
-const WINDOW: usize = 32;
-/// Longest beginning of an event that is known again.
-const MAX_BEGINNING: usize = 512;
 
 /// What a stream has shown so far.
 #[derive(Debug, Default)]
@@ -211,189 +195,6 @@ fn continued<'b>(word: &[u8], matched: u8, bytes: &'b [u8]) -> (Match, &'b [u8])
         (Match::Partial(matched + bytes.len() as u8), &[])
     } else {
         (Match::Not, &[])
-    }
-}
-
-/// The members of JSON's objects whose keys matter, wherever they stand.
-#[derive(Debug, Default)]
-struct Members {
-    state: State,
-    /// There has been data of this event.
-    has_begun: bool,
-    /// The last bytes of the event's data.
-    recent: [u8; WINDOW],
-    beginning: Beginning,
-    has_content: bool,
-    has_error: bool,
-    usage: Usage,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Looking for a colon after such a key.
-    #[default]
-    Search,
-    /// After the colon.
-    Value(Key),
-    /// After the quote that begins a content.
-    Text,
-    /// In a number.
-    Number(Key, u64),
-}
-
-/// How the last event with a content began, up to that content's first quote, if there was
-/// nothing else in it that matters.
-#[derive(Debug)]
-struct Beginning {
-    bytes: [u8; MAX_BEGINNING],
-    len: usize,
-}
-
-impl Default for Beginning {
-    fn default() -> Self {
-        Self {
-            bytes: [0; MAX_BEGINNING],
-            len: 0,
-        }
-    }
-}
-
-impl Beginning {
-    fn is_of(&self, data: &[u8]) -> bool {
-        self.len > 0 && data.starts_with(&self.bytes[..self.len])
-    }
-
-    fn set(&mut self, data: &[u8]) {
-        if let Some(room) = self.bytes.get_mut(..data.len()) {
-            room.copy_from_slice(data);
-            self.len = data.len();
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Key {
-    Content,
-    Input,
-    Output,
-    Error,
-}
-
-impl Members {
-    /// Another event.
-    fn begin(&mut self) {
-        if self.has_begun {
-            self.state = State::Search;
-            self.has_begun = false;
-            self.recent = [0; WINDOW];
-            self.has_content = false;
-        }
-    }
-
-    /// A line end within the data stands between two of JSON's words.
-    fn line_end(&mut self) {
-        self.feed(b" ");
-    }
-
-    fn feed(&mut self, data: &[u8]) {
-        let mut at = 0;
-        // Where the event's data begins, until something in it has mattered.
-        let mut plain = !std::mem::replace(&mut self.has_begun, true);
-        if plain && self.beginning.is_of(data) {
-            at = self.beginning.len;
-            self.state = State::Text;
-            plain = false;
-        }
-        while let Some(byte) = data.get(at) {
-            self.state = match self.state {
-                State::Search => match memchr(b':', &data[at..]) {
-                    None => break,
-                    Some(colon) => {
-                        at += colon;
-                        self.key_before(data, at)
-                            .map_or(State::Search, State::Value)
-                    }
-                },
-                State::Value(key) => match (byte, key) {
-                    (b' ' | b'\t' | b'\n' | b'\r', _) => State::Value(key),
-                    (b'"', Key::Content) => State::Text,
-                    (b'0'..=b'9', Key::Input | Key::Output) => {
-                        State::Number(key, u64::from(byte - b'0'))
-                    }
-                    (b'{' | b'"', Key::Error) => {
-                        self.has_error = true;
-                        plain = false;
-                        State::Search
-                    }
-                    _ => State::Search,
-                },
-                State::Text => {
-                    if std::mem::take(&mut plain) {
-                        self.beginning.set(&data[..at]);
-                    }
-                    self.has_content |= *byte != b'"';
-                    State::Search
-                }
-                State::Number(key, number) => match byte {
-                    b'0'..=b'9' => {
-                        let digit = u64::from(byte - b'0');
-                        State::Number(key, number.saturating_mul(10).saturating_add(digit))
-                    }
-                    // No count of tokens.
-                    b'.' | b'e' | b'E' => State::Search,
-                    _ => {
-                        plain = false;
-                        match key {
-                            Key::Input => self.usage.input = Some(number),
-                            _ => self.usage.output = Some(number),
-                        }
-                        State::Search
-                    }
-                },
-            };
-            at += 1;
-        }
-        self.remember(data);
-    }
-
-    /// The key, if it is one that matters, before the colon at a place in the data.
-    fn key_before(&self, data: &[u8], colon: usize) -> Option<Key> {
-        let mut joined = [0; 2 * WINDOW];
-        let window = match colon.checked_sub(WINDOW) {
-            Some(from) => &data[from..colon],
-            None => {
-                joined[..WINDOW].copy_from_slice(&self.recent);
-                joined[WINDOW..][..colon].copy_from_slice(&data[..colon]);
-                &joined[..WINDOW + colon]
-            }
-        };
-        let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-        let blanks = window.iter().rev().take_while(|b| blank(b)).count();
-        let quoted = window[..window.len() - blanks].strip_suffix(b"\"")?;
-        if blanks > MAX_BLANKS {
-            return None;
-        }
-        let quote = quoted.iter().rposition(|byte| *byte == b'"')?;
-        // It stands within a text, or is a part of a longer key.
-        if quote > 0 && quoted[quote - 1] == b'\\' {
-            return None;
-        }
-        match &quoted[quote + 1..] {
-            b"prompt_tokens" | b"input_tokens" => Some(Key::Input),
-            b"completion_tokens" | b"output_tokens" => Some(Key::Output),
-            b"error" => Some(Key::Error),
-            key => CONTENT_KEYS.contains(&key).then_some(Key::Content),
-        }
-    }
-
-    fn remember(&mut self, data: &[u8]) {
-        match data.len().checked_sub(WINDOW) {
-            Some(from) => self.recent.copy_from_slice(&data[from..]),
-            None => {
-                self.recent.rotate_left(data.len());
-                self.recent[WINDOW - data.len()..].copy_from_slice(data);
-            }
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use omnitrace::Vocabulary;
 use omnitrace::legacy_log::parse_line;
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::ingest::{MEMORY, ReadError, Settings, ingest};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -57,7 +58,7 @@ proptest! {
             text.extend_from_slice(b"\n<<<Action: Time received; Timestamp:1795334645.5; RequestID:good-one, client: x\n");
         }
         std::fs::write(folder.path().join("x.log"), text).unwrap();
-        let settings = Settings { temporary: folder.path(), memory: MEMORY, exported: true, hosts: true };
+        let settings = Settings { temporary: folder.path(), memory: MEMORY, exported: true, hosts: true, clock: Mode::Auto };
         match ingest(&Vocabulary::omni_vllm(), folder.path(), settings, &|_| ()) {
             Ok(store) => {
                 prop_assert_eq!(store.report().lines, 2 * lines.len() as u64);

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use omnitrace::Vocabulary;
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::convert::{Options, convert};
 use omnitrace_offline::ingest::{MEMORY, ReadError, Settings, ingest};
 
@@ -41,6 +42,7 @@ fn without_any_memory_the_file_is_the_same_and_nothing_else_is_left() {
             memory,
             exported: false,
             hosts: false,
+            clock: Mode::Auto,
         };
         let store = ingest(&vocabulary, logs.path(), settings, &|_| ()).unwrap();
         assert_eq!((store.requests(), store.report().events), (700, 700 * 37));
@@ -62,6 +64,7 @@ fn a_folder_without_room_for_the_events_is_one_error() {
         memory: 0,
         exported: false,
         hosts: false,
+        clock: Mode::Auto,
     };
     let error = ingest(&Vocabulary::omni_vllm(), logs.path(), settings, &|_| ()).unwrap_err();
     assert!(matches!(error, ReadError::Spill(_)), "{error}");

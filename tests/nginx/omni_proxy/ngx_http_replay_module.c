@@ -7,6 +7,8 @@
  *                                 nginx does meanwhile, UPSTREAM where the request is
  *                        prefill  sends the subrequest and goes on when it is over
  *                        decode   leaves the request to the location @decode
+ *                        answer   MESSAGE is the answer's body, "|" a line's end in it; its type
+ *                                 is UPSTREAM, among the headers that nginx does not know
  *                        A step waits until the clock since boot shows DUE microseconds. In a
  *                        MESSAGE, "Timestamp:@" gets that clock's time.
  *   replay_request_id ID;
@@ -29,7 +31,8 @@ typedef struct {
     ngx_event_t          timer;
     u_char              *next;
     u_char              *end;
-    unsigned             waits:1;
+    u_char              *type;
+    u_char              *answer;
 } replay_ctx_t;
 
 static ngx_int_t replay_postconfiguration(ngx_conf_t *cf);
@@ -122,7 +125,6 @@ replay_prefilled(ngx_http_request_t *r, void *data, ngx_int_t rc)
 {
     replay_ctx_t  *ctx = data;
 
-    ctx->waits = 0;
     ngx_add_timer(&ctx->timer, 0);
 
     return rc;
@@ -147,7 +149,6 @@ replay_prefill(replay_ctx_t *ctx)
     ngx_sprintf(uri.data, "/prefill_sub%V", &r->uri);
     ps->handler = replay_prefilled;
     ps->data = ctx;
-    ctx->waits = 1;
 
     if (ngx_http_subrequest(r, &uri, NULL, &sr, ps, NGX_HTTP_SUBREQUEST_IN_MEMORY) != NGX_OK) {
         return NGX_ERROR;
@@ -172,13 +173,70 @@ replay_timer(ngx_event_t *ev)
 
 
 static ngx_int_t
-replay_answer(ngx_http_request_t *r)
+replay_add(ngx_http_request_t *r, ngx_list_t *headers, char *name, u_char *value)
 {
-    r->headers_out.status = NGX_HTTP_OK;
-    r->headers_out.content_length_n = 0;
-    r->header_only = 1;
+    ngx_table_elt_t  *h = ngx_list_push(headers);
 
-    return ngx_http_send_header(r);
+    if (h == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_memzero(h, sizeof(ngx_table_elt_t));
+    h->hash = 1;
+    h->key.len = strlen(name);
+    h->key.data = (u_char *) name;
+    h->value.len = ngx_strlen(value);
+    h->value.data = value;
+    h->lowcase_key = ngx_pnalloc(r->pool, h->key.len);
+
+    if (h->lowcase_key == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_strlow(h->lowcase_key, h->key.data, h->key.len);
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+replay_answer(ngx_http_request_t *r, replay_ctx_t *ctx)
+{
+    u_char       *p;
+    ngx_int_t     rc;
+    ngx_buf_t    *b;
+    ngx_chain_t   out;
+
+    r->headers_out.status = NGX_HTTP_OK;
+
+    if (ctx->answer == NULL) {
+        r->headers_out.content_length_n = 0;
+        r->header_only = 1;
+        return ngx_http_send_header(r);
+    }
+
+    if (replay_add(r, &r->headers_out.headers, "Content-Type", ctx->type) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    rc = ngx_http_send_header(r);
+    b = ngx_calloc_buf(r->pool);
+    if (rc != NGX_OK || b == NULL) {
+        return NGX_ERROR;
+    }
+
+    for (p = ctx->answer; *p; p++) {
+        *p = *p == '|' ? '\n' : *p;
+    }
+
+    b->pos = ctx->answer;
+    b->last = p;
+    b->memory = 1;
+    b->last_buf = 1;
+    out.buf = b;
+    out.next = NULL;
+
+    return ngx_http_output_filter(r, &out);
 }
 
 
@@ -215,6 +273,12 @@ replay_go_on(replay_ctx_t *ctx)
             continue;
         }
 
+        if (strcmp(kind, "answer") == 0) {
+            ctx->type = (u_char *) upstream;
+            ctx->answer = (u_char *) message;
+            continue;
+        }
+
         if (strcmp(kind, "prefill") == 0) {
             if (replay_prefill(ctx) != NGX_OK) {
                 ngx_http_finalize_request(r, NGX_ERROR);
@@ -242,7 +306,7 @@ replay_go_on(replay_ctx_t *ctx)
     }
 
     r->upstream = NULL;
-    ngx_http_finalize_request(r, replay_answer(r));
+    ngx_http_finalize_request(r, replay_answer(r, ctx));
 }
 
 
@@ -334,33 +398,6 @@ replay_find(ngx_http_request_t *r, char *name)
 
 
 static ngx_int_t
-replay_add(ngx_http_request_t *r, char *name, u_char *value)
-{
-    ngx_table_elt_t  *h = ngx_list_push(&r->headers_in.headers);
-
-    if (h == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_memzero(h, sizeof(ngx_table_elt_t));
-    h->hash = 1;
-    h->key.len = strlen(name);
-    h->key.data = (u_char *) name;
-    h->value.len = ngx_strlen(value);
-    h->value.data = value;
-    h->lowcase_key = ngx_pnalloc(r->pool, h->key.len);
-
-    if (h->lowcase_key == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_strlow(h->lowcase_key, h->key.data, h->key.len);
-
-    return NGX_OK;
-}
-
-
-static ngx_int_t
 replay_rewrite(ngx_http_request_t *r)
 {
     replay_conf_t    *conf = ngx_http_get_module_loc_conf(r, ngx_http_replay_module);
@@ -377,7 +414,7 @@ replay_rewrite(ngx_http_request_t *r)
         ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
                       "<<<Action: Start to schedule; Timestamp:%d.%06d; RequestID:%s",
                       now.tv_sec, now.tv_usec, conf->request_id.data);
-        if (replay_add(r, "X-Request-Id", conf->request_id.data) != NGX_OK) {
+        if (replay_add(r, &r->headers_in.headers, "X-Request-Id", conf->request_id.data) != NGX_OK) {
             return NGX_ERROR;
         }
     }
@@ -392,8 +429,8 @@ replay_rewrite(ngx_http_request_t *r)
         ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
                       "****Action: Inject Traceparent****; Timestamp:%d.%06d; trace_headers:%s",
                       now.tv_sec, now.tv_usec, conf->context.data);
-        if (replay_add(r, "Traceparent", conf->context.data) != NGX_OK
-            || replay_add(r, "TTFT_traceparent", conf->context.data) != NGX_OK)
+        if (replay_add(r, &r->headers_in.headers, "Traceparent", conf->context.data) != NGX_OK
+            || replay_add(r, &r->headers_in.headers, "TTFT_traceparent", conf->context.data) != NGX_OK)
         {
             return NGX_ERROR;
         }
@@ -402,7 +439,7 @@ replay_rewrite(ngx_http_request_t *r)
 
     ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
                   "****Traceparent already exists****; trace_headers:%s", h->value.data);
-    if (replay_add(r, "TTFT_traceparent", h->value.data) != NGX_OK) {
+    if (replay_add(r, &r->headers_in.headers, "TTFT_traceparent", h->value.data) != NGX_OK) {
         return NGX_ERROR;
     }
 

@@ -286,20 +286,11 @@ impl Assembler {
             ids: &mut self.ids,
             sink,
         };
-        let mut closing = std::mem::take(&mut self.closing);
-        for slot in &closing {
-            if let Some(request) = self.requests.get_mut(*slot) {
+        for slot in self.closing.drain(..) {
+            if let Some(request) = self.requests.get_mut(slot) {
                 emitter.emit_closing(request);
             }
         }
-        for slot in closing.drain(..) {
-            let concluded = self.requests.get(slot).is_some_and(|r| r.concluded);
-            // Another request may have come with the same id.
-            if concluded && !self.is_open(slot) {
-                self.close(slot, sink);
-            }
-        }
-        self.closing = closing;
         let is_time = now.saturating_sub(self.swept) >= SWEEP_EVERY_NS;
         if is_time {
             self.requests.release();
@@ -311,17 +302,25 @@ impl Assembler {
         }
     }
 
-    /// Says that nothing more will come of a request in this process: it is closed with the
-    /// next [`Assembler::settle`], and does not wait there to be idle for long.
-    pub(crate) fn conclude(&mut self, id: &str) {
+    /// Says that nothing more will come of a request in this process, from no thread: its spans
+    /// are made at once, and it is forgotten if no other request has the same id. What is done
+    /// with a request while the processor still has it at hand costs a fraction.
+    pub(crate) fn conclude(&mut self, id: &str, sink: &mut impl Sink) {
         let Some(slot) = self.requests.look_up(id) else {
             return;
         };
         if let Some(request) = self.requests.get_mut(slot) {
-            request.concluded = true;
-            if !std::mem::replace(&mut request.closing, true) {
-                self.closing.push(slot);
-            }
+            let mut emitter = Emitter {
+                vocabulary: &self.vocabulary,
+                sampler: self.sampler,
+                ids: &mut self.ids,
+                sink,
+            };
+            emitter.emit_closing(request);
+        }
+        self.closing.pop_if(|last| *last == slot);
+        if !self.is_open(slot) {
+            self.close(slot, sink);
         }
     }
 

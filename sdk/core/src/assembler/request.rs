@@ -20,8 +20,6 @@ pub(super) struct Request {
     pub(super) visits: SmallVec<[Visit; 1]>,
     /// Main phases wait for the round's end.
     pub(super) closing: bool,
-    /// Nothing more will come of it once what is open has ended.
-    pub(super) concluded: bool,
     /// The trace that its id gives, once that was asked for.
     derived: Option<TraceId>,
 }
@@ -34,7 +32,6 @@ impl Request {
             bound: None,
             visits: SmallVec::new(),
             closing: false,
-            concluded: false,
             derived: None,
         }
     }
@@ -45,7 +42,6 @@ impl Request {
         self.bound = None;
         self.visits = SmallVec::new();
         self.closing = false;
-        self.concluded = false;
         self.derived = None;
     }
 

@@ -443,6 +443,30 @@ Trace for Omni Proxy 50–59 server
 }
 
 #[test]
+fn a_request_that_is_over_is_made_at_once_and_forgotten_if_no_other_has_its_id() {
+    let mut proxy = Process::new("proxy", "n", Scope::Process);
+    let conclude = |proxy: &mut Process| {
+        proxy.assembler.conclude(REQUEST, &mut proxy.output);
+        let spans = std::mem::take(&mut proxy.output.spans);
+        (tree(&spans), proxy.assembler.live())
+    };
+    proxy
+        .at(10, "Time received")
+        .at(30, "Time received")
+        .at(40, "Received all tokens");
+    let second = "Trace for Omni Proxy 30–40 server\n".to_owned();
+    assert_eq!(conclude(&mut proxy), (second, 1));
+    assert_eq!(tree(&proxy.settle()), "");
+    let incomplete = "Trace for Omni Proxy 10–10 server omnitrace.incomplete=Bool(true)\n";
+    assert_eq!(tree(&proxy.finish()), incomplete);
+
+    proxy.at(50, "Time received").at(60, "Received all tokens");
+    let third = "Trace for Omni Proxy 50–60 server\n".to_owned();
+    assert_eq!(conclude(&mut proxy), (third, 0));
+    assert_eq!(tree(&proxy.settle()), "");
+}
+
+#[test]
 fn what_a_visit_has_no_room_for_and_no_span_counts_comes_out_at_once() {
     let mut process = Process::new("stranger", "n", Scope::Process);
     let names: Vec<String> = (0..300).map(|n| format!("event {n}")).collect();

@@ -11,7 +11,6 @@ use crate::context::SpanContext;
 use crate::delivery::{Delivery, Stats};
 use crate::event::{ActionName, Event, Parent};
 use crate::id::{TraceId, canonical_request_id};
-use crate::key::KeyRef;
 use crate::legacy_log;
 use crate::queue::{DecodedAction, Record};
 use crate::recorder::Recorder;
@@ -335,10 +334,7 @@ impl Worker {
 
     fn take_action(&mut self, action: DecodedAction<'_>) {
         self.learn(action.request_id);
-        let typed = action.attributes.typed();
-        let attributes: Vec<_> = typed
-            .map(|(key, value)| (KeyRef::Text(key), value))
-            .collect();
+        let attributes: Vec<_> = action.attributes.keyed().collect();
         let event = Event {
             action: action.name,
             time: action.time,
@@ -361,7 +357,7 @@ impl Worker {
         };
         self.assembler.event(event, &mut outlet);
         if action.last {
-            self.assembler.conclude(action.request_id);
+            self.assembler.conclude(action.request_id, &mut outlet);
         }
     }
 

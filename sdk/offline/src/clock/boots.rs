@@ -43,6 +43,9 @@ const PENDING: usize = 256;
 /// Lines of a log that are asked for its time zone.
 const ZONE_LINES: u64 = 64;
 
+/// The year 2116: a later time is none, and differences up to here fit 64 bits.
+const LAST_TIME: u64 = 1 << 62;
+
 /// Marks a time since boot: bit 63, then 15 bits for the boot and 48 for microseconds.
 const SINCE_BOOT: u64 = 1 << 63;
 const MICROS: u64 = (1 << 48) - 1;
@@ -169,6 +172,9 @@ impl LogClock {
     }
 
     fn wall(&mut self, line: &[u8], action: &str, request_id: &str, time: u64) {
+        if time > LAST_TIME {
+            return;
+        }
         if action == START {
             if self.pending.len() == PENDING {
                 self.pending.pop_front();

@@ -80,6 +80,12 @@ impl Clocks {
         self.boots.wall(kept)
     }
 
+    /// Whether times that [`Clocks::wall`] gives may be hours off: somebody's time zone was
+    /// guessed.
+    pub fn may_be_hours_off(&self) -> bool {
+        !self.boots.are_sure()
+    }
+
     /// Takes a request as evidence of how the hosts' wall clocks differ: its actions, each
     /// with its source's number and its time.
     pub fn sample(

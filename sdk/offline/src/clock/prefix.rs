@@ -3,6 +3,8 @@
 use memchr::memmem;
 
 const SECOND: i64 = 1_000_000_000;
+/// Later ones are no dates of a log, and differences of times fit 64 bits up to here.
+const LAST_YEAR: i64 = 2100;
 /// Bytes of `2026/11/22 08:05:36`.
 const DATE: usize = 19;
 
@@ -34,7 +36,12 @@ fn date(text: &[u8]) -> Option<i64> {
     };
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 {
+    if !(1970..=LAST_YEAR).contains(&year)
+        || !(1..=12).contains(&month)
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+    {
         return None;
     }
     Some(days(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second)
@@ -57,7 +64,8 @@ pub(super) fn ended(line: &[u8]) -> Option<i64> {
     let received = nanos(field(line, b",rcved:\"")?)?;
     // Requests that were never finished have a negative number here.
     let latency = nanos(field(line, b",latency:\"")?)?;
-    Some(time - received - latency)
+    let offset = time.checked_sub(received)?.checked_sub(latency)?;
+    (0..1 << 62).contains(&offset).then_some(offset)
 }
 
 fn field<'a>(line: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {

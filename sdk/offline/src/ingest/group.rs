@@ -83,6 +83,10 @@ impl Grouping<'_> {
         let same = |a: &Record<'_>, b: &Record<'_>| {
             (a.hash, a.kind == Kind::Span, a.id) == (b.hash, b.kind == Kind::Span, b.id)
         };
+        let given_up = match self.clocks.may_be_hours_off() {
+            true => GIVEN_UP_NS + ZONES_NS,
+            false => GIVEN_UP_NS,
+        };
         let mut out = Vec::new();
         for request in records.chunk_by(same) {
             let first = &request[0];
@@ -93,7 +97,8 @@ impl Grouping<'_> {
                 continue;
             }
             let context = context(request);
-            for (number, run) in request.chunk_by(|a, b| !is_another_run(a, b)).enumerate() {
+            let same_run = |a: &Record<'_>, b: &Record<'_>| !is_another_run(a, b, given_up);
+            for (number, run) in request.chunk_by(same_run).enumerate() {
                 // The ids were text when they were read.
                 let id = std::str::from_utf8(first.id).unwrap_or_default();
                 let id = match context {
@@ -146,11 +151,13 @@ fn put<E>(
 /// A directory may hold the logs of several runs, and a client may count its requests
 /// from 1 in each: after so long without an event the live side has given a request up.
 const GIVEN_UP_NS: u64 = 3_600_000_000_000;
+/// From one end of the time zones to the other.
+const ZONES_NS: u64 = 26 * 3_600_000_000_000;
 /// Earlier times are not since 1970.
 const SINCE_BOOT_NS: u64 = 1_000_000_000_000_000_000;
 
-fn is_another_run(last: &Record<'_>, next: &Record<'_>) -> bool {
-    last.time > SINCE_BOOT_NS && next.time - last.time > GIVEN_UP_NS
+fn is_another_run(last: &Record<'_>, next: &Record<'_>, given_up: u64) -> bool {
+    last.time > SINCE_BOOT_NS && next.time - last.time > given_up
 }
 
 /// Without a caller's context nothing but the id tells requests apart.

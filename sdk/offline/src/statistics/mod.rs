@@ -26,4 +26,4 @@ pub use population::{Options, Statistics};
 pub use summary::{
     Call, Latency, OnPath, Phase, PhaseOnNode, Request, RowMillis, Stop, Summary, Throughput,
 };
-pub use traces::{ALL, Durations, Statistic, complete, roles_completed};
+pub use traces::{ALL, Durations, Outline, Statistic, roles_completed};

@@ -102,25 +102,6 @@ pub fn roles_completed(vocabulary: &Vocabulary, spans: &[Span]) -> Vec<RoleId> {
         .collect()
 }
 
-/// Which requests are complete: those that have passed through every role that
-/// most requests pass through. (Logs need not come from every node.)
-pub fn complete(roles: &[Vec<RoleId>]) -> Vec<bool> {
-    let whole = roles.iter().filter(|r| !r.is_empty()).count();
-    let mut counts: BTreeMap<RoleId, usize> = BTreeMap::new();
-    for role in roles.iter().flatten() {
-        *counts.entry(*role).or_default() += 1;
-    }
-    let usual: Vec<RoleId> = counts
-        .into_iter()
-        .filter(|(_, n)| 2 * n > whole)
-        .map(|(role, _)| role)
-        .collect();
-    roles
-        .iter()
-        .map(|r| !r.is_empty() && usual.iter().all(|role| r.contains(role)))
-        .collect()
-}
-
 impl Outline {
     /// None of a request without spans.
     pub fn of(vocabulary: &Vocabulary, spans: &[Span]) -> Option<Self> {

@@ -214,8 +214,8 @@ impl Visit {
         event: &Event<'_>,
     ) -> bool {
         let attributes = event.attributes.iter().map(|(key, value)| Attribute {
-            key: keys.get(key.text()),
-            value: value.to_value(),
+            key: keys.get(*key),
+            value: keys.value(*value),
         });
         let id = match event.action {
             ActionName::Custom(name) => {

@@ -208,20 +208,23 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// With texts as such, and keys by their numbers where they have one.
+    pub(crate) fn keyed(&self) -> impl Iterator<Item = (KeyRef<'a>, ValueRef<'a>)> + use<'a> {
+        let mut rest = self.clone();
+        std::iter::from_fn(move || {
+            rest.left = rest.left.checked_sub(1)?;
+            let (key, value) = rest.read()?;
+            let key = match key {
+                Key::Known(id) => KeyRef::Known(id),
+                Key::Text(bytes) => KeyRef::Text(text(bytes)),
+            };
+            Some((key, typed(value)))
+        })
+    }
+
     /// With texts as such.
     pub(crate) fn typed(&self) -> impl Iterator<Item = (&'a str, ValueRef<'a>)> + use<'a> {
-        // They were written from such texts.
-        let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
-        self.clone().map(move |(key, value)| {
-            let value = match value {
-                Raw::Text(bytes) => ValueRef::Str(text(bytes)),
-                Raw::I64(n) => ValueRef::I64(n),
-                Raw::F64(n) => ValueRef::F64(n),
-                Raw::Bool(b) => ValueRef::Bool(b),
-                Raw::Array(bytes) => ValueRef::Array(ArrayRef(bytes)),
-            };
-            (text(key), value)
-        })
+        self.clone().map(|(key, value)| (text(key), typed(value)))
     }
 
     /// As owned attributes.
@@ -230,13 +233,13 @@ impl<'a> Attributes<'a> {
         self.typed().map(owned).collect()
     }
 
-    fn read(&mut self) -> Option<(&'a [u8], Raw<'a>)> {
+    fn read(&mut self) -> Option<(Key<'a>, Raw<'a>)> {
         let head = self.reader.word()?;
         let kind = head >> 16 & 0xff;
         let key = if kind & KNOWN != 0 {
-            KeyId(head as u16).text().as_bytes()
+            Key::Known(KeyId(head as u16))
         } else {
-            self.reader.bytes((head & 0xffff) as usize)?
+            Key::Text(self.reader.bytes((head & 0xffff) as usize)?)
         };
         let len = (head >> HEAD_BITS) as usize;
         let value = match kind & !KNOWN {
@@ -255,6 +258,32 @@ impl<'a> Iterator for Attributes<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        self.read()
+        let (key, value) = self.read()?;
+        let key = match key {
+            Key::Known(id) => id.text().as_bytes(),
+            Key::Text(bytes) => bytes,
+        };
+        Some((key, value))
+    }
+}
+
+/// A key as it is in a record.
+enum Key<'a> {
+    Known(KeyId),
+    Text(&'a [u8]),
+}
+
+/// Texts were written from such texts.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+fn typed(value: Raw<'_>) -> ValueRef<'_> {
+    match value {
+        Raw::Text(bytes) => ValueRef::Str(text(bytes)),
+        Raw::I64(n) => ValueRef::I64(n),
+        Raw::F64(n) => ValueRef::F64(n),
+        Raw::Bool(b) => ValueRef::Bool(b),
+        Raw::Array(bytes) => ValueRef::Array(ArrayRef(bytes)),
     }
 }
