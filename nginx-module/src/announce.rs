@@ -13,6 +13,7 @@ use crate::conf::location::{LocationConfig, Trace};
 use crate::context::{Hop, RequestContext};
 use crate::guard::guard;
 use crate::headers::{self, HeaderName, TTFT_TRACEPARENT};
+use crate::omni_proxy;
 use crate::recorder::Recorder;
 use crate::request::{OutOfMemory, Request};
 
@@ -101,7 +102,8 @@ fn announce(
                 let value = written.swap_remove(at).1?;
                 headers::set(request, header, value)?;
                 // Omni Proxy's copy of the context that it has made up.
-                if name == "traceparent" && context.omni.had_made_context && request.is_main() {
+                if name == "traceparent" && request.is_main() && has_made_up_copy(request, context)
+                {
                     headers::set(request, &TTFT_TRACEPARENT, value)?;
                 }
             }
@@ -110,4 +112,19 @@ fn announce(
         }
     }
     Ok(())
+}
+
+/// Whether the copy that Omni Proxy has put beside the context is of one that it has made up,
+/// before this module saw the request or after.
+fn has_made_up_copy(request: Request<'_>, context: &RequestContext) -> bool {
+    let copy = || {
+        SpanContext::parse(
+            headers::find(request, &TTFT_TRACEPARENT)
+                .next()?
+                .value
+                .as_bytes(),
+        )
+    };
+    context.omni.had_made_context
+        || context.omni.listens() && copy().is_some_and(omni_proxy::has_made)
 }
