@@ -102,3 +102,14 @@ def test_the_collector_takes_the_whole_file_of_otlp_protobuf(
     assert len(taken) == 12 * 35
     expected = spans(convert(logs, tmp_path / "lines", "--format", "otlp"))
     assert by_id(taken) == by_id(expected)
+
+
+def test_the_file_that_the_collector_writes_can_be_converted_again(
+    logs: Path, tmp_path: Path, keeper: Keeper
+) -> None:
+    file = convert(logs, tmp_path / "file", "--format", "otlp")
+    for line in file.read_bytes().splitlines():
+        keeper.post("application/json", line)
+    keeper.stop()
+    again = convert(keeper.taken, tmp_path / "again", "--format", "otlp")
+    assert by_id(spans(again)) == by_id(spans(file))
