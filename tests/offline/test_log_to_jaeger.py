@@ -9,25 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-import generate
-
-REPOSITORY = Path(__file__).parents[2]
-COMMAND = os.environ.get("OMNITRACE_COMMAND") or REPOSITORY / "target/release/omnitrace"
+from converted import COMMAND
 
 
 def run(*arguments: object, command: str | None = None) -> subprocess.CompletedProcess[str]:
     call = [sys.executable, "-m", "omnitrace.log_to_jaeger", *map(str, arguments)]
     environment = {**os.environ, "OMNITRACE_COMMAND": command or str(COMMAND)}
     return subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("logs")
-    generate.write(folder, 12)
-    return folder
 
 
 def services(trace: dict[str, Any]) -> int:

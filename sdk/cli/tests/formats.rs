@@ -64,7 +64,7 @@ fn perfetto_events_of_a_row_are_one_in_the_other() {
     let mut open: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
     let mut pairs = 0;
     for event in document["traceEvents"].as_array().unwrap() {
-        let row = format!("{} {}", event["pid"], event["id"]);
+        let row = format!("{} {}", event["pid"], event["id2"]["local"]);
         match event["ph"].as_str().unwrap() {
             "b" => open.entry(row).or_default().push(event),
             "e" => {

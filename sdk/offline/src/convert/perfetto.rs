@@ -2,7 +2,8 @@
 //! are processes, each request has rows of its own there.
 //!
 //! A row is a track of nested asynchronous events. What overlaps without being one in the
-//! other goes to another row.
+//! other goes to another row. Its id is local to the process: one that is not would put the
+//! rows of all processes on one track.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -124,7 +125,7 @@ fn event(kind: u8, process: u32, row: usize, span: &Span, time: u64, out: &mut V
     // Writing to memory cannot fail.
     let _ = write!(
         out,
-        ",\n{{\"ph\":\"{}\",\"cat\":\"request\",\"id\":\"{}-{row}\",\"pid\":{process},\"tid\":0,\"ts\":{}.{:03},\"name\":",
+        ",\n{{\"ph\":\"{}\",\"cat\":\"request\",\"id2\":{{\"local\":\"{}-{row}\"}},\"pid\":{process},\"tid\":0,\"ts\":{}.{:03},\"name\":",
         char::from(kind),
         span.trace_id,
         time / 1000,
