@@ -176,8 +176,8 @@ valgrind: $(T)/.venv module vendored
 fuzz:
 	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
 	    echo "cargo fuzz is missing: rustup toolchain install nightly && cargo install cargo-fuzz" >&2; exit 1; }
-	cd sdk/core && for target in $$(cargo +nightly fuzz list); do \
-	    cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-600}; done
+	for crate in sdk/core sdk/offline; do for target in $$(cd $$crate && cargo +nightly fuzz list); do \
+	    (cd $$crate && cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-600}); done; done
 
 bench: $(T)/.wheel
 	@$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/bench/requirements.txt

@@ -22,18 +22,8 @@ pub(crate) struct ConvertArgs {
     log_dir: PathBuf,
     /// File to write; it appears whole or not at all. "-" is stdout
     output: PathBuf,
-    /// Leave the first and the last N complete requests out of the statistics
-    #[arg(long = "skip-req_num", value_name = "N", default_value_t = 1)]
-    skip_req_num: usize,
-    /// Write only the traces of these requests (ids separated by commas, with or
-    /// without "chatcmpl-"); the statistics are over all requests
-    #[arg(
-        long = "filter-reqids",
-        visible_alias = "select-reqids",
-        value_name = "ID,ID",
-        value_delimiter = ','
-    )]
-    filter_reqids: Vec<String>,
+    #[command(flatten)]
+    requests: input::Requests,
     /// jaeger: JSON for the Jaeger UI; otlp: OTLP, a line of JSON for each trace;
     /// otlp-protobuf: OTLP, one TracesData message; perfetto: for ui.perfetto.dev and
     /// chrome://tracing; csv: a row for each span
@@ -67,13 +57,8 @@ pub(crate) enum Error {
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
     let options = Options {
-        skip: args.skip_req_num,
-        only: args
-            .filter_reqids
-            .iter()
-            .map(|id| id.trim().to_owned())
-            .filter(|id| !id.is_empty())
-            .collect(),
+        skip: args.requests.skip_req_num,
+        only: args.requests.ids().map(str::to_owned).collect(),
         format: args.format,
         layout: args.layout,
     };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use omnitrace::Vocabulary;
 use omnitrace_offline::clock::Mode;
@@ -32,6 +33,32 @@ fn reading_bar(path: &Path, quiet: bool) -> Result<ProgressBar, ReadError> {
 fn say(problems: &[String]) {
     for problem in problems {
         eprintln!("omnitrace: {problem}");
+    }
+}
+
+/// Which requests count, and which are chosen.
+#[derive(Args)]
+pub(crate) struct Requests {
+    /// Leave the first and the last N complete requests out of the statistics
+    #[arg(long = "skip-req_num", value_name = "N", default_value_t = 1)]
+    pub(crate) skip_req_num: usize,
+    /// Show these requests (ids separated by commas, with or without "chatcmpl-"):
+    /// convert writes only their traces, stats lists them one by one; the statistics
+    /// are over all requests
+    #[arg(
+        long = "filter-reqids",
+        visible_alias = "select-reqids",
+        value_name = "ID,ID",
+        value_delimiter = ','
+    )]
+    filter_reqids: Vec<String>,
+}
+
+impl Requests {
+    /// The ids that were chosen.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
+        let ids = self.filter_reqids.iter().map(|id| id.trim());
+        ids.filter(|id| !id.is_empty())
     }
 }
 

@@ -1,10 +1,10 @@
-//! Spans read back from OTLP protobuf, by prost: only where no Collector has taken
-//! them, so that it may cost something.
+//! Spans read from OTLP messages, by prost: those of ours that no Collector has taken, and
+//! those of files, so that it may cost something.
 
 use std::sync::Arc;
 
 use opentelemetry_proto::tonic::common::v1::{
-    InstrumentationScope as ProtoScope, KeyValue, any_value,
+    AnyValue, InstrumentationScope as ProtoScope, KeyValue, any_value,
 };
 use opentelemetry_proto::tonic::trace::v1 as proto;
 use prost::Message;
@@ -16,7 +16,7 @@ use crate::span::{
     Dropped, InstrumentationScope, Link, PhaseOrigin, Place, Source, Span, SpanEvent, SpanKind,
     Status, StatusRef,
 };
-use crate::value::{Array, Attribute, Value};
+use crate::value::{Attribute, Value};
 
 /// The spans of an `ExportTraceServiceRequest` of ours, one at a time: all of them as
 /// messages would take many times their bytes.
@@ -55,8 +55,8 @@ fn fields(mut message: &[u8], field: u32) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(next).filter_map(move |(number, value)| (number == field).then_some(value))
 }
 
-/// A span of a request of ours.
-pub(crate) fn span(
+/// A span of an OTLP message; none if its ids are invalid.
+pub fn span(
     span: proto::Span,
     scope: Option<Arc<InstrumentationScope>>,
     origin: Option<PhaseOrigin>,
@@ -135,11 +135,8 @@ pub(crate) fn free_span(
     }
 }
 
-/// A scope; none if it is our own.
-pub(crate) fn scope(
-    scope: Option<ProtoScope>,
-    schema_url: &str,
-) -> Option<Arc<InstrumentationScope>> {
+/// A scope of an OTLP message; none if it is our own.
+pub fn scope(scope: Option<ProtoScope>, schema_url: &str) -> Option<Arc<InstrumentationScope>> {
     let scope = scope?;
     let scope = InstrumentationScope {
         name: scope.name.into(),
@@ -188,22 +185,24 @@ fn span_id(bytes: &[u8]) -> Option<SpanId> {
 }
 
 fn attributes(list: Vec<KeyValue>) -> Vec<Attribute> {
-    let attribute = |kv: KeyValue| Some(Attribute::new(kv.key, value(kv.value?.value?)?));
-    list.into_iter().filter_map(attribute).collect()
+    let attribute = |kv: KeyValue| Attribute::new(kv.key, value(kv.value.unwrap_or_default()));
+    list.into_iter().map(attribute).collect()
 }
 
-/// None for what no attribute of OpenTelemetry is.
-pub(crate) fn value(value: any_value::Value) -> Option<Value> {
-    Some(match value {
-        any_value::Value::StringValue(text) => Value::Str(text.into()),
-        any_value::Value::IntValue(n) => Value::I64(n),
-        any_value::Value::DoubleValue(n) => Value::F64(n),
-        any_value::Value::BoolValue(b) => Value::Bool(b),
-        any_value::Value::ArrayValue(array) => {
-            let items = array.values.into_iter().filter_map(|v| v.value);
-            let items: Vec<Value> = items.filter_map(self::value).collect();
-            Value::Array(Array::new(items.iter().map(Value::as_ref)))
+/// What no attribute of OpenTelemetry is becomes its text.
+pub(crate) fn value(value: AnyValue) -> Value {
+    match value.value {
+        Some(any_value::Value::StringValue(text)) => Value::Str(text.into()),
+        Some(any_value::Value::IntValue(n)) => Value::I64(n),
+        Some(any_value::Value::DoubleValue(n)) => Value::F64(n),
+        Some(any_value::Value::BoolValue(b)) => Value::Bool(b),
+        Some(any_value::Value::ArrayValue(array)) => {
+            Value::Array(array.values.into_iter().map(self::value).collect())
         }
-        _ => return None,
-    })
+        None => Value::Str("".into()),
+        Some(other) => {
+            let text = serde_json::to_string(&AnyValue { value: Some(other) });
+            Value::Str(text.unwrap_or_default().into())
+        }
+    }
 }

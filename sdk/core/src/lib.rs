@@ -12,7 +12,7 @@ mod carry;
 pub mod clock;
 pub mod config;
 pub mod context;
-mod decode;
+pub mod decode;
 pub mod delivery;
 pub mod diagnostics;
 mod encode;

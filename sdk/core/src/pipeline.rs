@@ -22,7 +22,7 @@ use crate::recorder::Recorder;
 use crate::value::{Attribute, Value};
 
 use bell::Bell;
-use worker::{Worker, books};
+use worker::{Observe, Worker, books};
 
 /// Why a pipeline did not start.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ struct Command {
 impl Pipeline {
     /// Starts the exporter thread.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_observed(config, |_| {})
+        Self::start_with(config, None)
     }
 
     /// Starts the exporter thread. At the end of each of its rounds it shows the books to
@@ -69,6 +69,10 @@ impl Pipeline {
         config: Config,
         observe: impl Fn(&Stats) + Send + 'static,
     ) -> Result<Self, StartError> {
+        Self::start_with(config, Some(Box::new(observe)))
+    }
+
+    fn start_with(config: Config, observe: Option<Observe>) -> Result<Self, StartError> {
         diagnostics::set_level(config.log_level);
         let bell = Arc::new(Bell::default());
         let ring = Arc::clone(&bell);
@@ -86,7 +90,7 @@ impl Pipeline {
             seat: Seat::default(),
         };
         pipeline.spawn(move |_| {
-            let worker = Worker::new(config, recorder, (stats, Box::new(observe)), bell, inbox);
+            let worker = Worker::new(config, recorder, stats, observe, bell, inbox);
             Some(Box::new(worker))
         })?;
         Ok(pipeline)

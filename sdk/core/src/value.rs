@@ -129,8 +129,7 @@ impl Array {
     pub fn items(&self) -> Vec<Value> {
         // The bytes are our own: what cannot be read was never written.
         let array = ArrayValue::decode(&*self.0).unwrap_or_default();
-        let items = array.values.into_iter().filter_map(|v| v.value);
-        items.filter_map(decode::value).collect()
+        array.values.into_iter().map(decode::value).collect()
     }
 
     /// The same array, borrowed.

@@ -11,11 +11,6 @@ use omnitrace::{KeyRef, SpanContext};
 
 use crate::reader::{LoggedEvent, Request};
 
-/// All spans of one request, by start time, parents first.
-pub fn spans(vocabulary: &Arc<Vocabulary>, request: &Request) -> Vec<Span> {
-    Bench::new(vocabulary).spans(request)
-}
-
 /// Assembles one request after the other, in the same memory.
 pub struct Bench {
     vocabulary: Arc<Vocabulary>,

@@ -48,8 +48,9 @@ def learn(vllm_config: Any) -> None:
 
 def of_request(request: Any) -> str:
     """The role that a request has here: any of the engine's classes for one, or None."""
-    if _learnt is not None and _learnt != SERVE:
-        return _learnt
+    role = of_process()
+    if role != SERVE:
+        return role
     params = getattr(request, "kv_transfer_params", None)
     if params is None:
         sampling = getattr(request, "sampling_params", None)

@@ -25,18 +25,8 @@ pub(crate) struct StatsArgs {
     /// Directory with the logs (all files below it are read, compressed ones
     /// included), or one log file; "-" is stdin
     log_dir: PathBuf,
-    /// Leave the first and the last N complete requests out of the statistics
-    #[arg(long = "skip-req_num", value_name = "N", default_value_t = 1)]
-    skip_req_num: usize,
-    /// Show these requests one by one (ids separated by commas, with or without
-    /// "chatcmpl-"); the statistics are over all requests
-    #[arg(
-        long = "filter-reqids",
-        visible_alias = "select-reqids",
-        value_name = "ID,ID",
-        value_delimiter = ','
-    )]
-    filter_reqids: Vec<String>,
+    #[command(flatten)]
+    requests: input::Requests,
     /// How many of the slowest requests to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     slowest: usize,
@@ -73,10 +63,9 @@ pub(crate) enum Error {
 }
 
 pub(crate) fn run(args: &StatsArgs) -> Result<(), Error> {
-    let ids = args.filter_reqids.iter().map(|id| id.trim());
-    let ids: Vec<&str> = ids.filter(|id| !id.is_empty()).collect();
+    let ids: Vec<&str> = args.requests.ids().collect();
     let options = Options {
-        skip: args.skip_req_num,
+        skip: args.requests.skip_req_num,
         slowest: args.slowest,
         only: ids
             .iter()

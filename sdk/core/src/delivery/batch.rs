@@ -292,11 +292,16 @@ impl Batch {
         Memory(buffer.unwrap_or_default())
     }
 
+    /// Bytes that it needs: its body and what is known of its spans' origins.
+    pub(super) fn needed(&self) -> &[u8] {
+        &self.buffer[self.body.start..]
+    }
+
     /// The same, ready to wait for long: in pages of its own, as many as it needs, which
     /// go back to the system when it has gone. Batches of all sizes that come and go for
     /// hours would leave gaps in the heap. And the memory that it was in.
     pub(super) fn moved_out(self) -> (Self, Memory) {
-        let bytes = &self.buffer[self.body.start..];
+        let bytes = self.needed();
         // The system may refuse; then it stays.
         let pages = (bytes.len() >= MOVED_BYTES)
             .then(|| MmapMut::map_anon(bytes.len()).ok())

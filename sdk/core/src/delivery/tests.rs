@@ -353,7 +353,7 @@ proptest! {
         let mut envelopes = Envelopes::new(&[], Arc::new(Scopes::default()));
         let before = Batch::of(spans.clone(), &mut envelopes).unwrap();
         let (after, memory) = Batch::of(spans, &mut envelopes).unwrap().moved_out();
-        prop_assert_eq!(memory.is_none(), before.body().len() < 128 << 10);
+        prop_assert_eq!(memory.is_none(), before.needed().len() < 128 << 10);
         prop_assert_eq!(after.body(), before.body());
         prop_assert_eq!(after.span_ids(), before.span_ids());
         prop_assert_eq!(after.decode(&source()), before.decode(&source()));

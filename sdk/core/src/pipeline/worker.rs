@@ -51,7 +51,7 @@ pub(super) struct Worker {
     pause: Duration,
     longest_pause: Duration,
     stats: Arc<Mutex<Stats>>,
-    observe: Observe,
+    observe: Option<Observe>,
     /// Records and spans lost when somebody last asked.
     lost: u64,
     losses: Losses,
@@ -61,7 +61,8 @@ impl Worker {
     pub(super) fn new(
         mut config: Config,
         recorder: Arc<Recorder>,
-        (stats, observe): (Arc<Mutex<Stats>>, Observe),
+        stats: Arc<Mutex<Stats>>,
+        observe: Option<Observe>,
         bell: Arc<Bell>,
         inbox: Receiver<Command>,
     ) -> Self {
@@ -380,8 +381,10 @@ impl Worker {
             in_flight,
             ..self.delivery.stats.clone()
         };
-        *lock(&self.stats) = stats.clone();
-        (self.observe)(&books(stats, &self.recorder));
+        if let Some(observe) = &self.observe {
+            observe(&books(stats.clone(), &self.recorder));
+        }
+        *lock(&self.stats) = stats;
     }
 }
 

@@ -10,10 +10,11 @@
 
 mod boots;
 mod ceiling;
+mod clocks;
 mod fit;
 mod graph;
 mod link;
-mod log;
+mod log_clock;
 mod nest;
 mod prefix;
 mod repair;
@@ -23,8 +24,9 @@ mod samples;
 #[cfg(test)]
 mod tests;
 
-pub use boots::{Boots, LogClock, Register, is_since_boot};
-pub use log::{Clocks, zone_here};
+pub use boots::Boots;
+pub use clocks::Clocks;
+pub use log_clock::{LogClock, Register, is_since_boot};
 pub use nest::{CUT_END, CUT_START, nest};
 pub use repair::{Estimate, OFFSET, Repair, UNCERTAINTY};
 pub use report::date;

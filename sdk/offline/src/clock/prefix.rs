@@ -2,7 +2,9 @@
 
 use memchr::memmem;
 
-const SECOND: i64 = 1_000_000_000;
+pub(super) const SECOND: i64 = 1_000_000_000;
+/// Every zone's difference to UTC is a multiple of this, in seconds.
+pub(super) const ZONE_STEP: i64 = 900;
 /// Later ones are no dates of a log, and differences of times fit 64 bits up to here.
 const LAST_YEAR: i64 = 2100;
 /// Bytes of `2026/11/22 08:05:36`.
@@ -54,6 +56,13 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + of_year
         - 719_468
+}
+
+/// The zone, in its steps, of which this is the difference of prefix and wall clock.
+pub(super) fn zone(difference: i64) -> Option<i64> {
+    let steps = (difference + ZONE_STEP * SECOND / 2).div_euclid(ZONE_STEP * SECOND);
+    let rest = difference - steps * ZONE_STEP * SECOND;
+    (rest.abs() < 120 * SECOND && steps.abs() <= 60).then_some(steps)
 }
 
 /// Of a line of Omni Proxy's access log: wall clock minus monotonic clock at the end of

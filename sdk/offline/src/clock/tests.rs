@@ -8,7 +8,7 @@ use omnitrace::vocabulary::ActionId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::assemble;
+use crate::assemble::Bench;
 use crate::reader::{LoggedEvent, Request};
 use omnitrace::span::Source;
 
@@ -273,7 +273,7 @@ fn assembled(cluster: &Cluster, repair: &Repair, request: &[(u16, u32, f64)]) ->
         .collect();
     events.sort_by_key(|e| e.time);
     let id = "one".into();
-    assemble::spans(&vocabulary, &Request { id, events })
+    Bench::new(&vocabulary).spans(&Request { id, events })
 }
 
 fn outside(spans: &[Span]) -> usize {

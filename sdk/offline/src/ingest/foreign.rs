@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
+use omnitrace::SpanContext;
+use omnitrace::decode;
 use omnitrace::id::{SpanId, TraceId};
 use omnitrace::legacy_log::{AttributeMap, SpanSuffix};
 use omnitrace::span::{
@@ -12,7 +14,6 @@ use omnitrace::span::{
 use omnitrace::value::{Attribute, Value};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Otlp;
-use opentelemetry_proto::tonic::common::v1::{self as common, AnyValue};
 use opentelemetry_proto::tonic::trace::v1 as otlp;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -91,9 +92,8 @@ pub(super) fn otlp(request: ExportTraceServiceRequest, each: &mut Each<'_>) {
             node: node.into(),
         });
         for scope in resource.scope_spans {
-            let known = scope
-                .scope
-                .map(|s| Arc::new(of_scope(s, &scope.schema_url)));
+            let known = decode::scope(scope.scope, &scope.schema_url);
+            let known = known.filter(|scope| !scope.name.is_empty());
             for span in scope.spans {
                 if let Some(span) = of_otlp(span, known.clone(), &source) {
                     each(span);
@@ -103,107 +103,17 @@ pub(super) fn otlp(request: ExportTraceServiceRequest, each: &mut Each<'_>) {
     }
 }
 
-fn of_scope(scope: common::InstrumentationScope, schema_url: &str) -> InstrumentationScope {
-    InstrumentationScope {
-        name: scope.name.into(),
-        version: scope.version.into(),
-        schema_url: schema_url.into(),
-        attributes: of_attributes(scope.attributes),
-    }
-}
-
 fn of_otlp(
-    span: otlp::Span,
+    mut span: otlp::Span,
     scope: Option<Arc<InstrumentationScope>>,
     source: &Arc<Source>,
 ) -> Option<Span> {
-    // What omnitrace made says so again when it is written.
-    let scope = scope.filter(|s| **s != InstrumentationScope::omnitrace() && !s.name.is_empty());
-    Some(Span {
-        trace_id: trace_id(&span.trace_id)?,
-        span_id: span_id(&span.span_id)?,
-        parent_span_id: span_id(&span.parent_span_id),
-        parent_is_remote: span.flags & 0x200 != 0,
-        flags: span.flags as u8 | u8::from(span.flags == 0),
-        trace_state: span.trace_state.into(),
-        name: span.name.into(),
-        kind: match span.kind {
-            2 => SpanKind::Server,
-            3 => SpanKind::Client,
-            4 => SpanKind::Producer,
-            5 => SpanKind::Consumer,
-            _ => SpanKind::Internal,
-        },
-        start: span.start_time_unix_nano.min(span.end_time_unix_nano),
-        end: span.end_time_unix_nano,
-        status: match span.status {
-            Some(status) if status.code == 1 => Status::Ok,
-            Some(status) if status.code == 2 => Status::Error(status.message.into()),
-            _ => Status::Unset,
-        },
-        attributes: of_attributes(span.attributes),
-        events: span.events.into_iter().map(of_event).collect(),
-        links: span.links.into_iter().filter_map(of_link).collect(),
-        dropped: Dropped {
-            attributes: span.dropped_attributes_count,
-            events: span.dropped_events_count,
-            links: span.dropped_links_count,
-        },
-        scope,
-        source: Arc::clone(source),
-        origin: None,
-    })
-}
-
-fn trace_id(bytes: &[u8]) -> Option<TraceId> {
-    TraceId::new(u128::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn span_id(bytes: &[u8]) -> Option<SpanId> {
-    SpanId::new(u64::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn of_event(event: otlp::span::Event) -> SpanEvent {
-    SpanEvent {
-        time: event.time_unix_nano,
-        name: event.name.into(),
-        attributes: of_attributes(event.attributes),
-        dropped_attributes: event.dropped_attributes_count,
+    // Who says nothing of sampling has sampled what is here.
+    if span.flags == 0 {
+        span.flags = SpanContext::SAMPLED.into();
     }
-}
-
-fn of_link(link: otlp::span::Link) -> Option<Link> {
-    Some(Link {
-        trace_id: trace_id(&link.trace_id)?,
-        span_id: span_id(&link.span_id)?,
-        trace_state: link.trace_state.into(),
-        attributes: of_attributes(link.attributes),
-        dropped_attributes: link.dropped_attributes_count,
-    })
-}
-
-fn of_attributes(attributes: Vec<common::KeyValue>) -> Vec<Attribute> {
-    let attribute = |a: common::KeyValue| Attribute::new(a.key, of_value(a.value));
-    attributes.into_iter().map(attribute).collect()
-}
-
-/// What no attribute of ours can be becomes its text.
-fn of_value(value: Option<AnyValue>) -> Value {
-    match value.and_then(|v| v.value) {
-        Some(Otlp::StringValue(text)) => Value::Str(text.into()),
-        Some(Otlp::BoolValue(b)) => Value::Bool(b),
-        Some(Otlp::IntValue(n)) => Value::I64(n),
-        Some(Otlp::DoubleValue(n)) => Value::F64(n),
-        Some(Otlp::ArrayValue(array)) => {
-            let items = array.values.into_iter();
-            Value::Array(items.map(|item| of_value(Some(item))).collect())
-        }
-        None => Value::Str("".into()),
-        Some(other) => {
-            let text = serde_json::to_string(&AnyValue { value: Some(other) });
-            Value::Str(text.unwrap_or_default().into())
-        }
-    }
+    span.start_time_unix_nano = span.start_time_unix_nano.min(span.end_time_unix_nano);
+    decode::span(span, scope, None, source)
 }
 
 /// Jaeger's JSON, one trace at a time.

@@ -132,11 +132,6 @@ impl Store {
         self.exported.binary_search(&span.value()).is_ok()
     }
 
-    /// Spans that, by the log, a Collector has taken.
-    pub fn exported(&self) -> impl Iterator<Item = SpanId> {
-        self.exported.iter().filter_map(|id| SpanId::new(*id))
-    }
-
     /// One thread's way to the traces.
     pub fn reader(&self) -> Reader<'_> {
         Reader {

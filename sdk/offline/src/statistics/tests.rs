@@ -8,7 +8,7 @@ use omnitrace::span::{Source, Span};
 use proptest::prelude::*;
 
 use super::*;
-use crate::assemble;
+use crate::assemble::Bench;
 use crate::reader::{LoggedEvent, Request};
 
 #[test]
@@ -69,7 +69,7 @@ fn request(id: &str, start: u64, steps: &[u64]) -> Vec<Span> {
         })
         .collect();
     let id = id.into();
-    assemble::spans(&vocabulary, &Request { id, events })
+    Bench::new(&vocabulary).spans(&Request { id, events })
 }
 
 fn options(skip: usize) -> Arc<Options> {
@@ -237,7 +237,7 @@ fn an_id_that_a_client_sent_twice_is_two_requests() {
     let one = |from: u64| [1, 2, 6, 17, 36].map(|action| event(action, from + action as u64));
     let events = [one(0), one(60_000)].concat();
     let id = "r1".into();
-    let spans = assemble::spans(&vocabulary, &Request { id, events });
+    let spans = Bench::new(&vocabulary).spans(&Request { id, events });
     let summary = summary(&options(0), &[&[spans]]);
     assert_eq!((summary.requests, summary.counted), (2, 2));
     assert_eq!((summary.whole.min_ms, summary.whole.max_ms), (35.0, 35.0));

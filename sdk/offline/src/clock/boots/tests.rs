@@ -1,3 +1,6 @@
+use std::sync::Arc;
+
+use super::super::log_clock::{RECEIVED, Register, START};
 use super::*;
 
 /// 2026-11-22 08:00:00 UTC.

@@ -159,7 +159,7 @@ fn host_name(source: &Source) -> String {
 }
 
 /// This machine's difference to UTC at a local time, both in seconds.
-pub fn zone_here(local: i64) -> i64 {
+fn zone_here(local: i64) -> i64 {
     let Some(naive) = chrono::DateTime::from_timestamp(local, 0) else {
         return 0;
     };
