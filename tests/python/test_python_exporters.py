@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 
 import pytest
@@ -75,10 +76,12 @@ def test_what_standard_output_does_not_take_is_in_the_legacy_log(
 def test_a_fork_while_the_console_is_written_to_leaves_both_able_to_write(
     program: Program, sink: Sink
 ) -> None:
-    result = program.run(
+    running = program.start(
         """
+        sys.stdin.readline()
+
         def child():
-            for n in range(20):
+            for n in range(200):
                 record("child")
             flush()
 
@@ -93,8 +96,12 @@ def test_a_fork_while_the_console_is_written_to_leaves_both_able_to_write(
         OTEL_TRACES_EXPORTER="console",
         OTEL_BSP_SCHEDULE_DELAY="0",
     )
-    names = [line["name"] for line in result.said]
-    assert (names.count("parent"), names.count("child")) == (500, 200)
+    # A pipe of one page: whoever writes more at once is interrupted by the others.
+    assert running.process.stdout
+    fcntl.fcntl(running.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    running.tell()
+    names = [line["name"] for line in running.end().said]
+    assert (names.count("parent"), names.count("child")) == (500, 2000)
 
 
 def test_the_console_does_not_stand_in_for_a_collector_that_cannot_be_reached(

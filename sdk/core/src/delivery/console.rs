@@ -43,13 +43,7 @@ impl Console {
 
     /// Writes whole lines.
     pub(super) fn write(&mut self, spans: &[Span]) {
-        let mut lines = Vec::with_capacity(spans.len() * 512);
-        for span in spans {
-            // Writing to memory cannot fail.
-            let _ = serde_json::to_writer(&mut lines, &Line::of(&self.service, span));
-            lines.push(b'\n');
-        }
-        let result = write_all(&lines);
+        let result = self.write_lines(spans);
         let failing = result.is_err();
         if let Err(error) = result
             && !self.failing
@@ -60,7 +54,29 @@ impl Console {
         }
         self.failing = failing;
     }
+
+    /// Forked processes share the output: what is written at once ends with a line, and
+    /// stays whole in a pipe unless a line alone is longer than a pipe takes at once.
+    fn write_lines(&self, spans: &[Span]) -> io::Result<()> {
+        let mut lines = Vec::with_capacity(2 * PIPE_BUF);
+        let mut whole = 0;
+        for span in spans {
+            // Writing to memory cannot fail.
+            let _ = serde_json::to_writer(&mut lines, &Line::of(&self.service, span));
+            lines.push(b'\n');
+            if lines.len() > PIPE_BUF && whole > 0 {
+                write_all(&lines[..whole])?;
+                lines.drain(..whole);
+            }
+            whole = lines.len();
+        }
+        write_all(&lines)
+    }
 }
+
+/// What POSIX writes to a pipe without another process's bytes between, in octets, on
+/// Linux (`pipe(7)`).
+const PIPE_BUF: usize = 4096;
 
 /// Past the standard library's buffer: its lock would stay locked in a process that is
 /// forked while we write.
