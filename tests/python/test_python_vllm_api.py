@@ -209,8 +209,9 @@ def test_tokens_are_those_of_the_tasks_own_request(program: Program, sink: Sink)
             api.tokenized()
             request = of_engine(f"chatcmpl-{name}")
             api.sent(request)
-            carried = Thing(request_id=request.request_id, trace_headers=request.trace_headers)
-            api.outputs(Thing(outputs=[carried], engine_index=3))
+            carried = made(request.request_id).outputs
+            _carrier.put(carried[0], request.request_id, 3)
+            api.outputs(carried)
             api.finished(state(f"chatcmpl-{name}"), "stop", statistics(1))
             api.ends(f"chatcmpl-{name}")
         async def both():
@@ -283,13 +284,15 @@ def test_requests_whose_end_nobody_sees_are_forgotten_beyond_the_limit(program: 
         for name in "a", "b", "c":
             api.chat_received(chat(), raw(name))
             engine.arrives(of_engine(name))
+            api.sent(of_engine(name))
+        say([len(api._open), len(api.silent), len(engine._requests)])
         for name in "a", "b", "c":
             api.ends(f"chatcmpl-{name}")
             engine.outputs(made(f"{name}-1a2b3c4d"))
         say([len(api._open), len(engine._requests)])
         """,
     )
-    assert result.said == [[0, 2]]
+    assert result.said == [[2, 2, 2], [0, 2]]
     assert [of for name, of in actions(result) if name == FINISHED] == ["b", "c"]
 
 
@@ -302,8 +305,8 @@ def test_what_has_no_id_or_is_not_known_is_left_alone(program: Program, sink: Si
         api.chat_answered(chat(request_id=None), None, Thing())
         api.finished(state("chatcmpl-a"), "length", statistics(4))
         api.ends("chatcmpl-a")
-        api.outputs(Thing())
         unknown = made("a")
+        api.outputs(unknown.outputs)
         engine.outputs(unknown)
         engine.blocks(of_engine("a"), [1])
         engine.needs_pull(of_engine("a"), 4)

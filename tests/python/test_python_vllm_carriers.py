@@ -7,7 +7,7 @@ import json
 import pytest
 
 from program import Program, Running
-from sink import Sink, forest
+from sink import Sink, forest, the
 from vllm_program import STANDINS, TRACEPARENT, actions, run
 
 TRACE = TRACEPARENT.split("-")[1]
@@ -23,13 +23,15 @@ api.sent(request)
 say(request.trace_headers)
 output = made(request.request_id)
 output.outputs[0].trace_headers = json.loads(input())
-api.outputs(output)
+api.outputs(output.outputs)
 say(output.outputs[0].trace_headers)
 action("First decode output token", "chatcmpl-a")
+api.finished(state("chatcmpl-a"), "stop", statistics(1))
 api.ends("chatcmpl-a")
 """
 ENGINE = """
 engine = Engine()
+engine.starts(scheduler(data_parallel_index=2, data_parallel_rank=0))
 request = of_engine("chatcmpl-a", trace_headers=json.loads(input()))
 engine.arrives(request)
 say(request.trace_headers)
@@ -97,6 +99,7 @@ def test_a_trace_goes_through_all_processes_and_vllm_finds_its_own_headers(
             ],
         )
     ]
+    assert the(sink.spans, "Decode").attributes["omnitrace.engine.rank"] == 2
     pids = {
         running.process.pid: name
         for running, name in zip((api, engine, worker), "aew", strict=True)

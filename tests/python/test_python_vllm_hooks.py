@@ -211,6 +211,47 @@ def test_a_hook_that_raises_says_so_once_and_the_call_goes_on(program: Program) 
     assert actions(result) == [("scheduled", "r1"), ("scheduled", "r2")]
 
 
+@pytest.mark.parametrize("target", ["Engine.still", "Engine.schedule", "Engine.stream"])
+def test_a_stage_that_waits_for_something_is_called_only_while_that_is_there(
+    program: Program, target: str
+) -> None:
+    where, argument = {
+        "Engine.still": ("entry", "request_id"),
+        "Engine.schedule": ("exit", "result"),
+        "Engine.stream": ("yield 1", "result"),
+    }[target]
+    result = hooked(
+        program,
+        """
+        vllm.register()
+        from omnitrace.vllm._stages import WHEN
+        from served.engine import Engine
+
+        async def stream():
+            return [item async for item in Engine().stream("s")]
+
+        def call():
+            Engine.still(7), Engine().schedule(), asyncio.run(stream())
+
+        call()
+        say("nothing is awaited")
+        WHEN["outputs received"]["a"] = None
+        call()
+        """,
+        hooks=f"""
+hooks:
+  - target: served.engine:{target}
+    at: {where}
+    do: outputs received
+    with: {{outputs: {argument}}}
+""",
+    )
+    # What it is given are no outputs: it fails as soon as it is called.
+    assert result.said == ["nothing is awaited"]
+    ((_, text),) = result.messages
+    assert text.startswith('hook "outputs received"')
+
+
 def test_a_target_that_is_not_there_is_named_unless_another_of_its_names_is(
     program: Program,
 ) -> None:

@@ -14,7 +14,7 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 STANDINS = """\
 import asyncio, json
 from types import SimpleNamespace as Thing
-from omnitrace.vllm import _api, _engine
+from omnitrace.vllm import _api, _carrier, _engine
 from omnitrace.vllm._api import Api
 from omnitrace.vllm._engine import Engine
 
@@ -45,9 +45,9 @@ def step(*new, running=()):
                  num_scheduled_tokens=dict.fromkeys((*new, *running), 4),
                  total_num_scheduled_tokens=4 * (len(new) + len(running)))
 
-def scheduler(*groups):
+def scheduler(*groups, **parallel):
     # As Scheduler has it: tokens and bytes of a block in a layer, layers.
-    return Thing(kv_cache_config=Thing(kv_cache_groups=[
+    return Thing(vllm_config=Thing(parallel_config=Thing(**parallel)), kv_cache_config=Thing(kv_cache_groups=[
         Thing(kv_cache_spec=Thing(block_size=tokens, page_size_bytes=size),
               layer_names=[""] * layers) for tokens, size, layers in groups]))
 

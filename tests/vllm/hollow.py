@@ -61,13 +61,11 @@ class AsyncMPClient:
     async def add_request_async(self, request: Any) -> None:
         pass
 
-    async def get_output_async(self) -> Any:
-        return self.outputs
-
-    outputs: Any = None
-
 
 class OutputProcessor:
+    def process_outputs(self, engine_core_outputs: Any, engine_core_timestamp: Any = None) -> Any:
+        pass
+
     def _update_stats_from_finished(
         self, req_state: Any, finish_reason: Any, iteration_stats: Any
     ) -> None:

@@ -148,6 +148,7 @@ def _forget() -> None:
     scheduler = hollow.Scheduler()
     for request in _known:
         _stages._api.ends(request.external_req_id)
+        _stages._api.silent.pop(request.request_id, None)
         scheduler._free_request(request)
     _known.clear()
     scheduler.schedule()
@@ -248,11 +249,13 @@ def _of_api() -> list[Case]:
         said = SimpleNamespace(finished_requests=[done])
         return [(None, request, "length", said) for request in _known]
 
-    def outputs(count: int) -> Arguments:
-        ids = [request.request_id for request in _requests(count)]
-        return [(SimpleNamespace(outputs=Outputs(ids)),)] * CALLS
+    def outputs(silent: int) -> Arguments:
+        _await(client.add_request_async, _each(_requests(silent)))
+        ids = [request.request_id for request in _requests(BATCH)]
+        return [(None, Outputs(ids).outputs)] * CALLS
 
     chat, client = hollow.OpenAIServingChat, hollow.AsyncMPClient
+    process = hollow.OutputProcessor.process_outputs
     done = hollow.OutputProcessor._update_stats_from_finished
     return [
         Case("create_chat_completion", chat.create_chat_completion, answered, _await),
@@ -264,12 +267,12 @@ def _of_api() -> list[Case]:
             per=ITEMS,
         ),
         Case("add_request_async", client.add_request_async, lambda: _each(_requests()), _await),
-        Case("get_output_async, 1 output", client.get_output_async, lambda: outputs(1), _await),
+        Case(f"process_outputs, {BATCH} outputs", process, lambda: outputs(0), _call),
         Case(
-            f"get_output_async, {BATCH} outputs",
-            client.get_output_async,
+            f"process_outputs, {BATCH} outputs, others are awaited",
+            process,
             lambda: outputs(BATCH),
-            _await,
+            _call,
         ),
         Case("_update_stats_from_finished", done, finished, _call),
     ]

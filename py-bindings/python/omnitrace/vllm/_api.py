@@ -81,6 +81,8 @@ class Api:
         self._open: dict[str, _Open] = {}
         self._engines: dict[str, int] = {}
         """Which engine has a request, by the id that it has there."""
+        self.silent: dict[str, None] = {}
+        """Those of which the engine has not said anything yet, by the same."""
 
     def chat_received(self, request: Any, raw_request: Any) -> None:
         """A chat request, with its headers."""
@@ -143,21 +145,24 @@ class Api:
             if not open.in_engine and not open.prompts:
                 omnitrace.action(SENT[open.role], request_id)
             open.in_engine.add(request.request_id)
+        _make_room(self.silent)
+        self.silent[request.request_id] = None
         _carrier.put(request, request_id)
 
-    def outputs(self, outputs: Any) -> None:
-        """Outputs of the engine have come."""
-        for output in getattr(outputs, "outputs", None) or ():
-            # None of but few; what has no such member may have it elsewhere.
-            if getattr(output, "trace_headers", output) and _carrier.take(
-                output, output.request_id
-            ):
-                _make_room(self._engines)
-                self._engines[output.request_id] = getattr(outputs, "engine_index", 0)
+    def outputs(self, outputs: Iterable[Any]) -> None:
+        """Outputs of the engine have come; the first of a request has its trace with it."""
+        for output in outputs:
+            request_id = output.request_id
+            if request_id in self.silent:
+                del self.silent[request_id]
+                if (rank := _carrier.take(output, request_id)) is not None:
+                    _make_room(self._engines)
+                    self._engines[request_id] = rank
 
     def finished(self, state: Any, reason: Any, statistics: Any) -> None:
         """The engine is done with a request: what it has taken."""
         engine = self._engines.pop(state.request_id, None)
+        self.silent.pop(state.request_id, None)
         prompt = _external_id(state)
         request_id = self._received_as(prompt)
         open = self._open.get(request_id)
@@ -232,6 +237,7 @@ class Api:
         for in_engine in open.in_engine:
             # Its client has not waited for the engine.
             self._engines.pop(in_engine, None)
+            self.silent.pop(in_engine, None)
         omnitrace.action(FINISHED[open.role], request_id, {**open.attributes, **attributes})
 
 

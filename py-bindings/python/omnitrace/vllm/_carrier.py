@@ -12,6 +12,8 @@ from .. import _omnitrace as omnitrace
 
 _OURS = "omnitrace"
 """We have added to these headers; among parameters, what we have added."""
+_RANK = "omnitrace-rank"
+"""Of which engine the message is, where it is one's."""
 _OWN = "omnitrace-own"
 """The names of those that were there without us; absent if there was no mapping at all."""
 Headers = Union[Mapping[str, str], list[tuple[bytes, bytes]]]
@@ -37,14 +39,16 @@ def request_id(headers: Headers) -> str | None:
     return headers.get("x-request-id")
 
 
-def put(message: Any, request_id: str) -> None:
-    """Puts what another process of this node needs into a message."""
+def put(message: Any, request_id: str, rank: int | None = None) -> None:
+    """Puts what another process of this node needs into a message; `rank` is the engine's that
+    it comes from."""
+    ours = {} if rank is None else {_RANK: str(rank)}
     try:
         own: Mapping[str, str] | None = message.trace_headers
     except AttributeError:
-        _put_beside(message, request_id)
+        _put_beside(message, request_id, ours)
         return
-    carrier: dict[str, str] = {_OURS: "1"}
+    carrier: dict[str, str] = {_OURS: "1", **ours}
     if own is not None:
         if _OURS in own:
             # A client that is made of another passes the message on.
@@ -55,42 +59,46 @@ def put(message: Any, request_id: str) -> None:
     message.trace_headers = carrier
 
 
-def take(message: Any, request_id: str) -> bool:
-    """Takes it out of the message; whether there was any."""
+def take(message: Any, request_id: str) -> int | None:
+    """Takes it out of the message; the rank of the engine that has put it there."""
     try:
         headers: Mapping[str, str] | None = message.trace_headers
     except AttributeError:
         return _take_beside(message, request_id)
     if not headers or _OURS not in headers:
-        return False
+        return None
     omnitrace.extract(headers, request_id)
     own = headers.get(_OWN)
     message.trace_headers = (
         None if own is None else {name: headers[name] for name in own.split(",") if name}
     )
-    return True
+    return _rank(headers)
 
 
-def _put_beside(message: Any, request_id: str) -> None:
+def _put_beside(message: Any, request_id: str, carrier: dict[str, str]) -> None:
     of, member = _parameters(message)
     if of is None:
         # Both sides still agree on the trace of a request that came without one.
         return
-    carrier: dict[str, str] = {}
     omnitrace.inject(carrier, request_id)
     # Others may have the same parameters.
     setattr(of, member, {**(getattr(of, member) or {}), _OURS: carrier})
 
 
-def _take_beside(message: Any, request_id: str) -> bool:
+def _take_beside(message: Any, request_id: str) -> int | None:
     of, member = _parameters(message)
     parameters = getattr(of, member, None)
     if not parameters or _OURS not in parameters:
-        return False
+        return None
     omnitrace.extract(parameters[_OURS], request_id)
     own = {name: value for name, value in parameters.items() if name != _OURS}
     setattr(of, member, own or None)
-    return True
+    return _rank(parameters[_OURS])
+
+
+def _rank(carrier: Mapping[str, str]) -> int | None:
+    rank = carrier.get(_RANK)
+    return None if rank is None else int(rank)
 
 
 def _parameters(message: Any) -> tuple[Any, str]:

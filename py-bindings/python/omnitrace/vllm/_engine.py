@@ -86,6 +86,14 @@ class _KvCache:
         return {"omnitrace.kv.blocks": sum(blocks), "omnitrace.kv.bytes": size}
 
 
+def rank(scheduler: Any) -> int | None:
+    """Of the engine that has this scheduler, among those that share a model's requests."""
+    config = getattr(getattr(scheduler, "vllm_config", None), "parallel_config", None)
+    # Engines that know nothing of each other all have the rank 0, but not the same index.
+    index: int | None = getattr(config, "data_parallel_index", None)
+    return getattr(config, "data_parallel_rank", None) if index is None else index
+
+
 class Engine:
     """What is known of the requests in this process."""
 
@@ -95,7 +103,7 @@ class Engine:
         """Not yet offered to the scheduler."""
         self._computing: set[str] = set()
         """Their prompts are being computed."""
-        self._silent: set[str] = set()
+        self.silent: set[str] = set()
         """They have not put anything out."""
         self._pulling: list[str] = []
         """Workers are about to fetch their blocks."""
@@ -103,9 +111,11 @@ class Engine:
         self._gone: list[str] = []
         self._steps = 0
         self._kv = _KvCache()
+        self._rank = 0
 
     def starts(self, scheduler: Any) -> None:
-        """The scheduler knows the KV cache now."""
+        """The scheduler knows the KV cache now, and which engine's it is."""
+        self._rank = rank(scheduler) or 0
         self._kv = _KvCache.of(getattr(scheduler, "kv_cache_config", None))
 
     @property
@@ -140,7 +150,7 @@ class Engine:
         if known.role == _roles.PREFILL:
             omnitrace.action(PREFILL_WAITING, request_id)
         self._new.append(request_id)
-        self._silent.add(request_id)
+        self.silent.add(request_id)
 
     def scheduling(self) -> None:
         """The scheduler begins to choose what the next step computes."""
@@ -149,7 +159,7 @@ class Engine:
                 self._requests.pop(request_id, None)
                 self._computing.discard(request_id)
                 self._preempted.discard(request_id)
-                self._silent.discard(request_id)
+                self.silent.discard(request_id)
             self._gone.clear()
         if self._new:
             for request_id in self._new:
@@ -238,18 +248,16 @@ class Engine:
 
     def outputs(self, outputs: Any) -> None:
         """Outputs are about to leave; the first of a request has its trace with it."""
-        if not self._silent:
-            return
         of_clients: Iterable[Any] = outputs.values() if isinstance(outputs, dict) else (outputs,)
         for of_client in of_clients:
             for output in of_client.outputs:
                 request_id = output.request_id
-                if request_id in self._silent:
-                    self._silent.discard(request_id)
+                if request_id in self.silent:
+                    self.silent.discard(request_id)
                     known = self._requests.get(request_id)
                     if known is not None and known.role == _roles.PREFILL:
                         omnitrace.action(PREFILL_SEND, request_id)
-                    _carrier.put(output, request_id)
+                    _carrier.put(output, request_id, self._rank)
 
     def needs_pull(self, request: Any, external_tokens: int | None) -> None:
         """Blocks are allocated for what another node, or a store, has computed."""

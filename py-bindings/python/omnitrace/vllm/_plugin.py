@@ -18,7 +18,7 @@ from .. import _omnitrace as omnitrace
 from . import _legacy_namelist, _native, _paths, _roles, _steps
 from ._hooks import ANY_ROLE, Hook, HookError, load
 from ._imports import when_loaded
-from ._stages import STAGES, steps
+from ._stages import STAGES, WHEN, steps
 from ._wrap import Bound, Fire, wrap
 
 logger = logging.getLogger("omnitrace")
@@ -162,7 +162,8 @@ def _replace(owner: Any, name: str, there: Any, target: str, hooks: list[Hook]) 
 def _bind(hook: Hook, target: str, parameters: list[str]) -> Bound:
     label = f'hook "{hook.action or hook.do}" at {target} ({hook.origin})'
     fire = _on_result(hook, target) if hook.on_result else _fire(hook, parameters)
-    return Bound("exit" if hook.on_result else hook.at, hook.nth, label, fire)
+    when = WHEN.get(hook.do, True)
+    return Bound("exit" if hook.on_result else hook.at, hook.nth, label, fire, when)
 
 
 def _fire(hook: Hook, parameters: list[str]) -> Fire:

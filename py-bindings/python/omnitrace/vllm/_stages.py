@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from . import _ends, _roles
@@ -16,6 +16,12 @@ _native = Native(_api)
 _engine = Engine()
 _models = Models()
 steps = Steps(lambda: _engine.step)
+
+WHEN: Mapping[str, Sized] = {
+    "outputs received": _api.silent,
+    "outputs made": _engine.silent,
+}
+"""What a stage waits for: while it is empty, there is nothing to do for it."""
 
 STAGES: Mapping[str, Callable[..., Any]] = {
     "learn role": _roles.learn,

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import _omnitrace as omnitrace
-from . import _roles
+from . import _engine, _roles
 
 logger = logging.getLogger("omnitrace")
 
@@ -161,9 +161,7 @@ class Steps:
             return
         attributes = {
             "omnitrace.engine.pid": os.getpid(),
-            "omnitrace.engine.rank": _find(
-                scheduler, "vllm_config", "parallel_config", "data_parallel_rank"
-            ),
+            "omnitrace.engine.rank": _engine.rank(scheduler),
             **step.attributes,
             **_after(scheduler, step.attributes["omnitrace.engine.kv.free_blocks_at_start"]),
         }

@@ -23,13 +23,16 @@ or the item."""
 class Bound:
     """A hook at one function."""
 
-    __slots__ = ("at", "fire", "label", "nth")
+    __slots__ = ("at", "fire", "label", "nth", "when")
 
-    def __init__(self, at: str, nth: int, label: str, fire: Fire) -> None:
+    def __init__(self, at: str, nth: int, label: str, fire: Fire, when: object = True) -> None:
         self.at = at
         self.nth = nth
         self.label = label
         self.fire = fire
+        self.when = when
+        """It is only called while this is true: in most of an engine's steps there is nothing
+        to do, and one look must tell."""
 
     def fails(self) -> None:
         """To be called while its exception is handled."""
@@ -43,10 +46,11 @@ def _nothing(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None
 
 def _fire(hooks: Sequence[Bound], args: tuple[Any, ...], kwargs: dict[str, Any], of: Any) -> None:
     for hook in hooks:
-        try:
-            hook.fire(args, kwargs, of)
-        except Exception:
-            hook.fails()
+        if hook.when:
+            try:
+                hook.fire(args, kwargs, of)
+            except Exception:
+                hook.fails()
 
 
 def wrap(function: Callable[..., Any], hooks: Sequence[Bound]) -> Callable[..., Any]:
@@ -71,26 +75,30 @@ def _plain(
     # The usual one hook is called without a detour.
     if len(entry) == 1 and not leave and not error:
         (first,) = entry
+        when = first.when
 
         @functools.wraps(function)
         def entered(*args: Any, **kwargs: Any) -> Any:
-            try:
-                first.fire(args, kwargs, None)
-            except Exception:
-                first.fails()
+            if when:
+                try:
+                    first.fire(args, kwargs, None)
+                except Exception:
+                    first.fails()
             return function(*args, **kwargs)
 
         return entered
     if len(leave) == 1 and not entry and not error:
         (last,) = leave
+        when_left = last.when
 
         @functools.wraps(function)
         def left(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            try:
-                last.fire(args, kwargs, result)
-            except Exception:
-                last.fails()
+            if when_left:
+                try:
+                    last.fire(args, kwargs, result)
+                except Exception:
+                    last.fails()
             return result
 
         return left
@@ -115,21 +123,6 @@ def _coroutine(
     leave: Sequence[Bound],
     error: Sequence[Bound],
 ) -> Callable[..., Any]:
-    # What is called in each step has one, at its end.
-    if len(leave) == 1 and not entry and not error:
-        (last,) = leave
-
-        @functools.wraps(function)
-        async def left(*args: Any, **kwargs: Any) -> Any:
-            result = await function(*args, **kwargs)
-            try:
-                last.fire(args, kwargs, result)
-            except Exception:
-                last.fails()
-            return result
-
-        return left
-
     @functools.wraps(function)
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         _fire(entry, args, kwargs, None)
