@@ -3,16 +3,12 @@
     python tests/bench/training.py
 
 Records with each of omnitrace's interfaces what a server records, to a receiver that takes
-everything. maturin runs it where nothing but the wheel is installed, so it installs what the
-OpenTelemetry interface needs.
+everything.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,18 +59,8 @@ class Contexts(Omnitrace):
             extract(carrier, request)
 
 
-def install_opentelemetry() -> None:
-    """Where it is missing; the environment may have been made without pip."""
-    if importlib.util.find_spec("opentelemetry") is None:
-        python = [sys.executable, "-m"]
-        subprocess.run([*python, "ensurepip"], check=True)
-        subprocess.run([*python, "pip", "install", "-q", "opentelemetry-api"], check=True)
-        importlib.invalidate_caches()
-
-
 def main() -> None:
     """Trains."""
-    install_opentelemetry()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Taker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ |= {
