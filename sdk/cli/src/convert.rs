@@ -80,7 +80,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
-    let vocabulary = Vocabulary::omni_vllm();
+    let vocabulary = Vocabulary::of_logs();
     let summary = convert::convert(&vocabulary, &store, &options, &args.output, &progress);
     bar.finish_and_clear();
     let summary = summary?;

@@ -12,12 +12,15 @@ use omnitrace_offline::ingest::{self, ReadError, Settings, Store};
 /// Reads the logs below `path`; problems go to stderr.
 pub(crate) fn ingest(path: &Path, settings: Settings<'_>, quiet: bool) -> Result<Store, ReadError> {
     let bar = reading_bar(path, quiet)?;
-    let store = ingest::ingest(&Vocabulary::omni_vllm(), path, settings, &|bytes| {
+    let store = ingest::ingest(&Vocabulary::of_logs(), path, settings, &|bytes| {
         bar.inc(bytes)
     });
     bar.finish_and_clear();
     let store = store?;
     say(&store.report().problems());
+    if !quiet {
+        say(&store.report().notes());
+    }
     Ok(store)
 }
 

@@ -90,7 +90,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
         None => Ok(()),
     };
     let summary = replay::replay(
-        &Vocabulary::omni_vllm(),
+        &Vocabulary::of_logs(),
         &store,
         &exporter,
         options,

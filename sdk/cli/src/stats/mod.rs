@@ -120,7 +120,7 @@ fn summary(args: &StatsArgs, options: Options) -> Result<Summary, Error> {
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
-    let summary = statistics::over(&Vocabulary::omni_vllm(), &store, options, &progress);
+    let summary = statistics::over(&Vocabulary::of_logs(), &store, options, &progress);
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {

@@ -17,6 +17,7 @@ mod partition;
 mod record;
 mod report;
 mod scan;
+mod sglang;
 mod spill;
 mod store;
 
@@ -32,7 +33,7 @@ use crate::clock::{Clocks, Mode, Register, Samples};
 pub use files::{ReadError, find};
 pub(crate) use group::client_id;
 use group::{Entry, Grouping};
-use lines::{Coding, Input};
+use lines::{Coding, Document, Input};
 use names::{Names, Ranks, Texts};
 use partition::Partitions;
 pub use report::{Reason, Report};
@@ -86,7 +87,7 @@ pub fn ingest(
         return Err(ReadError::Empty {
             path: path.to_owned(),
             files: report.files,
-            problems: report.problems(),
+            problems: [report.problems(), report.notes()].concat(),
         });
     }
     let texts = Texts::new(&names);
@@ -161,9 +162,14 @@ fn scan<'a>(
         let mut failed = Vec::new();
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut goes_on = true;
-            scanner.begin();
+            let path = &files[chunk.file].path;
+            scanner.begin(path);
+            if chunk.coding == Coding::Document(Document::ChromeTrace) {
+                scanner.seen.skipped.push(chunk.file);
+                progress(files[chunk.file].size);
+                continue;
+            }
             if let Coding::Document(document) = chunk.coding {
-                let path = &files[chunk.file].path;
                 let mut each = |span: Span| scanner.foreign(&span);
                 match lines::read_document(path, document, &mut each, progress) {
                     Ok(bytes) => scanner.seen.bytes += bytes,
@@ -184,10 +190,7 @@ fn scan<'a>(
             );
             match read {
                 Ok(bytes) => scanner.seen.bytes += bytes,
-                Err(error) => failed.push((
-                    chunk.file,
-                    format!("{}: {error}", files[chunk.file].path.display()),
-                )),
+                Err(error) => failed.push((chunk.file, format!("{}: {error}", path.display()))),
             }
             if !goes_on {
                 next.store(chunks.len(), Ordering::Relaxed);
@@ -218,8 +221,13 @@ fn report(files: &[Input], seen: &Seen, failed: Failures) -> Report {
             Err(_) => format!("{path}, byte {}", spot.offset),
         }
     };
+    let skipped = seen.skipped.iter().min().map(|first| {
+        let path = files[*first].path.display().to_string();
+        (seen.skipped.len(), path)
+    });
     Report {
         files: files.len(),
+        skipped,
         lines: seen.lines,
         bytes: seen.bytes,
         events: seen.events,
