@@ -23,6 +23,7 @@ use crate::ordered::ordered;
 use crate::statistics::{self, Durations, Outline};
 
 pub use form::{Format, Layout};
+pub use whole_file::remove_unfinished;
 
 use form::Form;
 use tally::Tally;
