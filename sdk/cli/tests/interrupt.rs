@@ -26,6 +26,20 @@ fn part(folder: &Path) -> Option<PathBuf> {
     entries.find(|path| path.extension().is_some_and(|e| e == "part"))
 }
 
+/// Whether all of it stands still, or it has ended.
+fn has_stopped(child: &Child) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", child.id()));
+    let states = tasks.into_iter().flatten().map(|task| {
+        let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+        // After the name, which stands in brackets.
+        stat.rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next())
+    });
+    let mut states = states.flatten();
+    states.all(|state| matches!(state, 'T' | 'Z' | 'X'))
+}
+
 /// Starts a conversion by this shell command, stops it in the middle of its writing, sends
 /// it the signal and lets it go on.
 fn interrupted(test: &str, shell: &str, signal: &str) -> (ExitStatus, Vec<String>) {
@@ -42,14 +56,20 @@ fn interrupted(test: &str, shell: &str, signal: &str) -> (ExitStatus, Vec<String
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // It is there for a moment before the reading begins, too.
-        while part(&folder).is_none() && child.try_wait().unwrap().is_none() {}
-        send("STOP", &child);
-        let is_stopped = part(&folder).is_some();
-        if is_stopped {
-            send(signal, &child);
+        // The file is there for a moment before the reading begins, too.
+        let mut is_stopped = false;
+        while !is_stopped && child.try_wait().unwrap().is_none() {
+            if part(&folder).is_none() {
+                continue;
+            }
+            send("STOP", &child);
+            while !has_stopped(&child) {}
+            is_stopped = part(&folder).is_some();
+            if is_stopped {
+                send(signal, &child);
+            }
+            send("CONT", &child);
         }
-        send("CONT", &child);
         let status = child.wait().unwrap();
         if is_stopped {
             let names = fs::read_dir(&folder).unwrap();

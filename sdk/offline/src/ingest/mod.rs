@@ -13,6 +13,7 @@ mod free;
 mod group;
 mod lines;
 mod names;
+mod origin;
 mod partition;
 mod record;
 mod report;
@@ -34,7 +35,8 @@ pub use files::{ReadError, find};
 pub(crate) use group::client_id;
 use group::{Entry, Grouping};
 use lines::{Coding, Document, Input};
-use names::{Names, Ranks, Texts};
+use names::{Names, Ranks};
+pub(crate) use origin::Origin;
 use partition::Partitions;
 pub use report::{Reason, Report};
 use scan::{Scanner, Seen};
@@ -90,8 +92,8 @@ pub fn ingest(
             problems: [report.problems(), report.notes()].concat(),
         });
     }
-    let texts = Texts::new(&names);
-    let mut clocks = Clocks::new(vocabulary, settings.clock, &seen.clocks, texts.sources());
+    let origins = names.origins();
+    let mut clocks = Clocks::new(vocabulary, settings.clock, &seen.clocks, &origins);
     let grouping = Grouping {
         vocabulary,
         ranks: Ranks::new(&names, vocabulary.actions().len()),

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Settings;
 use super::lines::Spot;
 use super::names::{Names, Numbers};
+use super::origin::{Origin, log_of};
 use super::partition::{Partitions, Router};
 use super::record::{Kind, Record};
 use super::report::Reason;
@@ -71,6 +72,9 @@ pub(super) struct Scanner<'a> {
     /// The chunk's.
     clock: LogClock,
     node: Node,
+    /// What tells its proxy from others, and the proxy's number once there was a line of it.
+    log: String,
+    proxy: Option<u16>,
     pub(super) seen: Seen,
     failed: Option<SpillError>,
 }
@@ -92,6 +96,8 @@ impl<'a> Scanner<'a> {
             register,
             clock: LogClock::new(Arc::clone(register)),
             node: Node::default(),
+            log: String::new(),
+            proxy: None,
             seen: Seen::default(),
             failed: None,
         }
@@ -100,6 +106,8 @@ impl<'a> Scanner<'a> {
     /// To be called before the lines of a chunk of this file.
     pub(super) fn begin(&mut self, path: &Path) {
         self.node = Node::of_file(path);
+        self.log = log_of(path);
+        self.proxy = None;
         self.next_clock();
     }
 
@@ -159,11 +167,17 @@ impl<'a> Scanner<'a> {
         if line.suffix.span.is_some() {
             return self.span(line, text);
         }
-        let (role, node) = self.source(line);
         let Some(action) = self.numbers.action(&line.action) else {
             return Ok(Err(Reason::TooManyNames));
         };
-        let Some(source) = self.numbers.source(role, node) else {
+        let source = match self.source(line) {
+            Some((role, node)) => self.numbers.source(role, node),
+            None => {
+                self.proxy = self.proxy.or_else(|| self.numbers.origin(self.own_proxy()));
+                self.proxy
+            }
+        };
+        let Some(source) = source else {
             return Ok(Err(Reason::TooManyNames));
         };
         let id = canonical_request_id(&line.request_id).as_bytes();
@@ -211,24 +225,31 @@ impl<'a> Scanner<'a> {
         Ok(if fits { Ok(()) } else { Err(Reason::TooLong) })
     }
 
-    /// Role and node that a line names. A process that did not know its role has written
+    /// The proxy whose log it is.
+    fn own_proxy(&self) -> Origin<&str> {
+        Origin {
+            role: "proxy",
+            node: "",
+            log: &self.log,
+        }
+    }
+
+    /// Role and node that a line names; none of a proxy's, which names none. A process that did not know its role has written
     /// "None", and one that did not find its address the reason for that.
-    fn source<'l>(&self, line: &'l ActionLine<'_>) -> (&'l str, &'l str)
+    fn source<'l>(&self, line: &'l ActionLine<'_>) -> Option<(&'l str, &'l str)>
     where
         'a: 'l,
     {
-        let Some((role, node)) = line.source else {
-            return ("proxy", "");
-        };
+        let (role, node) = line.source?;
         let role = line.suffix.role.as_deref().unwrap_or(role);
         let node = if node.contains(' ') { "" } else { node };
         if role != "None" && !role.is_empty() {
-            return (role, node);
+            return Some((role, node));
         }
         let action = self.vocabulary.action_named(&line.action);
         let known = action.and_then(|action| self.vocabulary.action(action).roles.first());
         let role = known.map_or(role, |role| &*self.vocabulary.role(*role).name);
-        (role, node)
+        Some((role, node))
     }
 
     fn span(
