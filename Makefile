@@ -116,11 +116,24 @@ PGO ?=
 PROFILE := $(CURDIR)/$(T)/pgo/omnitrace.profdata
 PROFILED = $(if $(PGO),--target "$$(rustc --print host-tuple)")
 PORTABLE := --zig --compatibility manylinux2014
-BUILD_WHEEL = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" maturin build --locked --release -q \
-    -m py-bindings/Cargo.toml
+MATURIN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" maturin build --locked --release -q
+BUILD_WHEEL = $(MATURIN) -m py-bindings/Cargo.toml
 
-wheel: $(T)/.packages $(T)/.venv $(if $(MANYLINUX),$(T)/.zig) $(if $(PGO),profile)
-	@rm -rf $(T)/wheels
+# The command is in the wheel as a script, as the wheel format has them: the folder's name
+# is the format's.
+WHEEL_DATA := py-bindings/omnitrace_sdk-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml).data
+
+wheel: $(T)/.packages $(T)/.venv $(if $(MANYLINUX),$(T)/.zig,command) $(if $(PGO),profile)
+	@rm -rf $(T)/wheels py-bindings/omnitrace_sdk-*.data
+ifdef MANYLINUX
+	$(MATURIN) -m sdk/cli/Cargo.toml $(PORTABLE) -o $(T)/wheels/command
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --target $(T)/wheels/command \
+	    $(T)/wheels/command/*.whl
+	@install -D $(T)/wheels/command/bin/omnitrace $(WHEEL_DATA)/scripts/omnitrace
+	@rm -r $(T)/wheels/command
+else
+	@install -D $(COMMAND) $(WHEEL_DATA)/scripts/omnitrace
+endif
 	$(if $(PGO),RUSTFLAGS="-Cprofile-use=$(PROFILE)") \
 	    $(BUILD_WHEEL) $(if $(MANYLINUX),$(PORTABLE)) $(PROFILED) -o $(T)/wheels
 
@@ -242,4 +255,4 @@ miri:
 	cargo +nightly miri test --locked -p omnitrace --lib -- queue:: key::
 
 clean:
-	rm -rf $(T)
+	rm -rf $(T) py-bindings/omnitrace_sdk-*.data

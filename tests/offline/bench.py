@@ -1,5 +1,6 @@
 """`make bench-offline`: how fast `omnitrace convert` and `stats` are, on logs that
-`generate.py` makes. The table goes to stdout and to target/bench/offline.md.
+`generate.py` makes, and on a file that is none: a gigabyte of random bytes, of which they must
+say so. The table goes to stdout and to target/bench/offline.md.
 
 Speed is measured by CPU time, which says the same on a busy machine, once on one core and
 once on all.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ RUNS = 3
 class Cost:
     """CPU seconds, seconds on the clock and peak memory of a program's run."""
 
-    def __init__(self, command: list[str], cores: set[int]) -> None:
+    def __init__(self, command: list[str], cores: set[int], status: int, says: str) -> None:
         before = os.times()
         # A process of its own: only so is the peak the program's.
         program = subprocess.run(
@@ -34,8 +36,8 @@ class Cost:
             preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509 (one thread here)
             check=False,
         )
-        if program.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{program.stderr}")
+        if program.returncode != status or says not in program.stderr:
+            sys.exit(f"{' '.join(command)}: status {program.returncode}\n{program.stderr}")
         after = os.times()
         cpu, peak = program.stdout.split()[-2:]
         self.cpu = float(cpu)
@@ -52,8 +54,9 @@ sys.exit(program.returncode)
 """
 
 
-def measure(command: list[str], cores: set[int]) -> Cost:
-    runs = [Cost(command, cores) for _ in range(RUNS)]
+def measure(command: list[str], cores: set[int], status: int = 0, says: str = "") -> Cost:
+    """The median run, which must end with this exit status, and say this."""
+    runs = [Cost(command, cores, status, says) for _ in range(RUNS)]
     return sorted(runs, key=lambda cost: cost.cpu)[RUNS // 2]
 
 
@@ -87,6 +90,32 @@ def rows(program: str, requests: int, folder: Path) -> list[str]:
     return lines
 
 
+GARBAGE_MB = 1000
+
+
+def garbage(program: str, folder: Path) -> list[str]:
+    source = random.Random(7)
+    file = folder / "random"
+    with file.open("wb") as out:
+        for _ in range(GARBAGE_MB):
+            out.write(source.randbytes(1_000_000))
+    every = set(os.sched_getaffinity(0))
+    lines = []
+    for name in ("convert", "stats"):
+        command = [program, name, "--quiet", str(file)]
+        if name == "convert":
+            command.append(str(folder / "out.json"))
+        cost = measure(command, every, 1, "no action lines")
+        lines.append(
+            f"| {name}, random bytes | 0 | {GARBAGE_MB} MB | {len(every)} | "
+            f"{GARBAGE_MB / cost.cpu:.0f} | {GARBAGE_MB / cost.wall:.0f} | {cost.cpu:.2f} | "
+            f"{cost.peak_mb:.0f} | 64 | – |"
+        )
+        print(lines[-1], flush=True)
+    file.unlink()
+    return lines
+
+
 HEAD = (
     "| command | requests | log | cores | MB/s by CPU time | MB/s by the clock | CPU s "
     "| peak MB | allowed MB | output |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -103,6 +132,7 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent) as folder:
         lines = [line for n in options.requests for line in rows(options.program, n, Path(folder))]
+        lines += garbage(options.program, Path(folder))
     options.output.write_text("\n".join([HEAD, *lines]) + "\n", encoding="utf-8")
 
 

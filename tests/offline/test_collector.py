@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from converted import Recorded, convert, spans
 from third_party import OTELCOL, Collector
@@ -113,3 +114,26 @@ def test_the_file_that_the_collector_writes_can_be_converted_again(
     keeper.stop()
     again = convert(keeper.taken, tmp_path / "again", "--format", "otlp")
     assert by_id(spans(again)) == by_id(spans(file))
+
+
+def test_numbers_that_json_does_not_have_are_read_from_the_collectors_file(
+    tmp_path: Path, keeper: Keeper
+) -> None:
+    data = TracesData()
+    scope = data.resource_spans.add().scope_spans.add()
+    for number, value in enumerate([0.5, float("nan"), float("inf")], 1):
+        span = scope.spans.add(
+            trace_id=bytes([number] * 16),
+            span_id=bytes([number] * 8),
+            start_time_unix_nano=1_795_334_645_000_000_000,
+            end_time_unix_nano=1_795_334_645_000_000_001,
+        )
+        span.attributes.add(key="v").value.double_value = value
+    keeper.post("application/x-protobuf", data.SerializeToString())
+    keeper.stop()
+    again = spans(convert(keeper.taken, tmp_path / "again", "--format", "otlp"))
+    assert [each.span["attributes"][0]["value"] for each in again] == [
+        {"doubleValue": 0.5},
+        {"stringValue": "NaN"},
+        {"stringValue": "Infinity"},
+    ]

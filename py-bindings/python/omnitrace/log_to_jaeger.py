@@ -4,19 +4,18 @@
 
 Takes the arguments of OmniInfer's ``log_to_jaeger.py`` and writes what it wrote: the chain of
 45 spans and the four statistics traces. The work is done by the ``omnitrace`` command, which
-must be installed.
+the wheel brings along.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
+import signal
 import subprocess
 import sys
 
-COMMAND = "OMNITRACE_COMMAND"
-"""Names the command where it is not on the PATH."""
+from . import _command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,12 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="write only the traces of these requests",
     )
     options = parser.parse_args(arguments)
-    command = os.environ.get(COMMAND) or shutil.which("omnitrace")
+    command = _command.find()
     if command is None:
-        print(
-            f"log_to_jaeger: there is no omnitrace command on the PATH; install it, or name it in {COMMAND}",
-            file=sys.stderr,
-        )
+        print(f"log_to_jaeger: {_command.MISSING}", file=sys.stderr)
         return 1
     # The old program took a negative number as none.
     skip = max(options.skip_req_num, 0)
@@ -58,6 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"log_to_jaeger: {command} cannot be run: {error.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        # The command has had it too, and is gone.
+        status = -signal.SIGINT
+    if status < 0:
+        # Whoever waits for this process must see how it ended.
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
     if status == 0:
         print(f"Done. Output to {options.output_json}")
     return status

@@ -1,6 +1,7 @@
 //! `omnitrace convert`.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use omnitrace::Vocabulary;
@@ -9,6 +10,8 @@ use omnitrace_offline::convert::{self, ConvertError, Format, Layout, Options};
 use omnitrace_offline::ingest::{self, ReadError, Settings};
 
 use crate::input;
+use crate::interrupt::Watch;
+use crate::say::say;
 
 /// Convert legacy logs to a file of traces, for the Jaeger UI (its "Upload" tab) or for
 /// another tool.
@@ -53,6 +56,8 @@ pub(crate) enum Error {
     Read(#[from] ReadError),
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    #[error("cannot catch signals: {0}")]
+    Signals(#[from] io::Error),
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
@@ -65,6 +70,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
     if args.layout == Layout::Legacy && args.format != Format::Jaeger {
         return Err(ConvertError::Layout.into());
     }
+    let _signals = Watch::begin()?;
     convert::check(&args.output)?;
     let settings = Settings {
         temporary: &input::temporary(args.temp_dir.as_deref(), &args.output),
@@ -80,22 +86,30 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
-    let vocabulary = Vocabulary::omni_vllm();
+    let vocabulary = Vocabulary::of_logs();
     let summary = convert::convert(&vocabulary, &store, &options, &args.output, &progress);
     bar.finish_and_clear();
-    let summary = summary?;
+    let summary = match summary {
+        // Whoever read it has seen enough.
+        Err(ConvertError::Write { path, source })
+            if path == Path::new("-") && source.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            return Ok(());
+        }
+        other => other?,
+    };
     if !args.quiet {
         for note in store.clocks().notes().iter().chain(&summary.notes) {
-            eprintln!("omnitrace: {note}");
+            say(note);
         }
-        eprintln!(
-            "omnitrace: {} traces with {} spans of {} requests ({} counted in the statistics) in {}",
+        say(format_args!(
+            "{} traces with {} spans of {} requests ({} counted in the statistics) in {}",
             summary.traces,
             summary.spans,
             store.requests(),
             summary.counted,
             args.output.display(),
-        );
+        ));
     }
     Ok(())
 }

@@ -9,15 +9,20 @@ use omnitrace::Vocabulary;
 use omnitrace_offline::clock::Mode;
 use omnitrace_offline::ingest::{self, ReadError, Settings, Store};
 
+use crate::say::say;
+
 /// Reads the logs below `path`; problems go to stderr.
 pub(crate) fn ingest(path: &Path, settings: Settings<'_>, quiet: bool) -> Result<Store, ReadError> {
     let bar = reading_bar(path, quiet)?;
-    let store = ingest::ingest(&Vocabulary::omni_vllm(), path, settings, &|bytes| {
+    let store = ingest::ingest(&Vocabulary::of_logs(), path, settings, &|bytes| {
         bar.inc(bytes)
     });
     bar.finish_and_clear();
     let store = store?;
-    say(&store.report().problems());
+    store.report().problems().iter().for_each(say);
+    if !quiet {
+        store.report().notes().iter().for_each(say);
+    }
     Ok(store)
 }
 
@@ -28,12 +33,6 @@ fn reading_bar(path: &Path, quiet: bool) -> Result<ProgressBar, ReadError> {
         "reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         quiet,
     ))
-}
-
-fn say(problems: &[String]) {
-    for problem in problems {
-        eprintln!("omnitrace: {problem}");
-    }
 }
 
 /// Which requests count, and which are chosen.

@@ -2,13 +2,17 @@
 
 mod convert;
 mod input;
+mod interrupt;
 mod replay;
+mod say;
 mod serve;
 mod stats;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use say::say;
 
 /// Where does the time of an LLM request go?
 ///
@@ -30,7 +34,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    omnitrace::diagnostics::route(|_, message| eprintln!("omnitrace: {message}"));
+    omnitrace::diagnostics::route(|_, message| say(message));
     let result = match Cli::parse().command {
         Command::Convert(args) => convert::run(&args).map_err(|e| e.to_string()),
         Command::Replay(args) => replay::run(&args).map_err(|e| e.to_string()),
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("omnitrace: {message}");
+            say(message);
             ExitCode::FAILURE
         }
     }

@@ -10,6 +10,7 @@ use omnitrace_offline::ingest::{self, ReadError, Settings};
 use omnitrace_offline::replay::{self, Options, Position, ReplayError, StateError};
 
 use crate::input;
+use crate::say::say;
 
 /// Send what legacy logs hold to a Collector, with the original times and ids.
 ///
@@ -90,7 +91,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
         None => Ok(()),
     };
     let summary = replay::replay(
-        &Vocabulary::omni_vllm(),
+        &Vocabulary::of_logs(),
         &store,
         &exporter,
         options,
@@ -100,22 +101,22 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
     bar.finish_and_clear();
     let summary = summary?;
     if summary.rejected > 0 {
-        eprintln!(
-            "omnitrace: the Collector has thrown away {} of these spans (partial success)",
+        say(format_args!(
+            "the Collector has thrown away {} of these spans (partial success)",
             summary.rejected
-        );
+        ));
     }
     if !args.quiet {
         if summary.resumed > 0 {
-            eprintln!(
-                "omnitrace: {} traces left out that an earlier replay has sent",
+            say(format_args!(
+                "{} traces left out that an earlier replay has sent",
                 summary.resumed
-            );
+            ));
         }
-        eprintln!(
-            "omnitrace: {} spans sent to {}, {} left out that a Collector has already",
+        say(format_args!(
+            "{} spans sent to {}, {} left out that a Collector has already",
             summary.sent, exporter.endpoint, summary.skipped
-        );
+        ));
     }
     Ok(())
 }
@@ -141,6 +142,6 @@ fn exporter(args: &ReplayArgs) -> Result<ExporterConfig, Error> {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", Some(url)) => Some(url.clone()),
         _ => config::variable(name),
     });
-    warnings.iter().for_each(|w| eprintln!("omnitrace: {w}"));
+    warnings.iter().for_each(say);
     config.exporter.ok_or(Error::NoEndpoint)
 }

@@ -317,3 +317,63 @@ fn an_unknown_way_with_clocks_is_refused() {
         "{said}"
     );
 }
+
+#[test]
+fn two_proxies_have_a_clock_each() {
+    let folder = skewed("two-proxies", 400, |_, _| 0);
+    let whole = fs::read_to_string(folder.join("proxy.log")).unwrap();
+    // Every fourth request went through another proxy, whose clock is 80 ms ahead.
+    let (mut first, mut second) = (String::new(), String::new());
+    for line in whole.lines() {
+        let (head, rest) = line.split_once("Timestamp:").unwrap();
+        let (stamp, rest) = rest.split_once("; RequestID:r").unwrap();
+        let (id, _) = rest.split_once(',').unwrap();
+        if id.parse::<u64>().unwrap() % 4 > 0 {
+            writeln!(first, "{line}").unwrap();
+            continue;
+        }
+        let micros: u64 = stamp.replace('.', "").parse::<u64>().unwrap() + 80_000;
+        let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+        let stamp = format!("{seconds}.{micros:06}");
+        writeln!(second, "{head}Timestamp:{stamp}; RequestID:r{rest}").unwrap();
+    }
+    fs::remove_file(folder.join("proxy.log")).unwrap();
+    // The first one's log was rotated in the middle of a request, and all of it copied.
+    let (begin, end) = first.split_at(first[..first.len() / 2].rfind('\n').unwrap() + 1);
+    for folder in [&folder, &folder.join("copy")] {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("nginx_10.0.0.1.log.1"), begin).unwrap();
+        fs::write(folder.join("nginx_10.0.0.1.log"), end).unwrap();
+    }
+    fs::write(folder.join("nginx_10.0.0.9.log"), second).unwrap();
+    let (traces, said) = convert("two-proxies", &folder, &[]);
+    assert_eq!(traces.len(), 400);
+    let moved = |trace: &Value| {
+        let root = root(trace);
+        tag(root, "omnitrace.clock.offset").map(|offset| offset.as_f64().unwrap())
+    };
+    let mut of_second = 0;
+    for trace in &traces {
+        assert_eq!((outside(trace), spans(trace).len()), (vec![], 35));
+        assert!(
+            spans(trace)
+                .iter()
+                .all(|s| tag(s, "omnitrace.clock.cut_start").is_none())
+        );
+        let id = tag(root(trace), "gen_ai.request.id")
+            .unwrap()
+            .as_str()
+            .unwrap();
+        let is_first = id[1..].parse::<u64>().unwrap() % 4 > 0;
+        match moved(trace) {
+            None => assert!(is_first, "{id}: {said}"),
+            Some(offset) => {
+                assert!(!is_first && (offset + 0.08).abs() < 4e-3, "{id}: {offset}");
+                of_second += 1;
+            }
+        }
+    }
+    assert_eq!(of_second, 100);
+    assert!(said.contains("the clock of the proxy of "), "{said}");
+    assert!(said.contains("nginx_10.0.0.9.log is "), "{said}");
+}

@@ -1,11 +1,34 @@
 //! The defects of the old converter, by their numbers in its description, and that ours
-//! does right. (B5, a test by text, has no counterpart; B7 is a matter of clocks.)
+//! does right; and its options.
+//!
+//! | defect | what was wrong | test |
+//! |---|---|---|
+//! | B1 | a line without a host crashes, or has another's | `b1_…` |
+//! | B2 | one request without a beginning or a first token crashes | `b2_…` |
+//! | B3 | "Prefill free kv" below the wrong span | `b3_…` |
+//! | B4 | few requests, or none, crash | `b4_…` |
+//! | B5 | a span's type is tested by part of its text | `b5_…` |
+//! | B6 | unknown names make a request complete | `b6_…` |
+//! | B7 | times since boot are taken for wall clock | `real_omni_proxy_logs_…` and others in clocks.rs |
+//! | B8 | clocks that differ: negative spans, circles | `b8_…`, `trees_of_hosts_50_ms_off_…` in clocks.rs |
+//! | B9 | a bad number crashes | `b9_…` |
+//! | B10 | nodes with IPv6, names or no address are booked as the proxy | `b10_…` |
+//! | B11 | role of one line with the time of another | `b11_…` |
+//! | B12 | order of files instead of time | `b12_…` |
+//! | B13 | a selection without a match is a success without a file | `b13_…` |
+//! | B14 | an id with `chatcmpl-` is never found | `b14_…` |
+//! | B15 | types, stamps and ids that only the UI's upload takes | `b15_…` |
+//! | B16 | the whole output in memory | `b16_…`; bench-offline has the figures |
+//! | B17 | only `*.log` is read | `b17_…` |
+//! | B18 | an id that comes again mixes two runs | `b18_…` |
 
 #![allow(clippy::unwrap_used)] // a test may
 
 mod logs;
 
 use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 use logs::{
     BEGIN, Line, convert, folder, has_no_cycle, omnitrace, parent, request, service, spans, tag,
@@ -110,6 +133,30 @@ fn b4_few_requests_or_none_are_enough() {
     let (traces, said) = convert(&folder("b4", &half), &LEGACY);
     assert_eq!(traces, Vec::<Value>::new());
     assert!(said.contains("1 of 1 requests are incomplete"), "{said}");
+}
+
+#[test]
+fn b5_only_the_big_spans_have_chains_of_small_ones() {
+    let (traces, _) = convert(&folder("b5", &requests(1)), &LEGACY);
+    let trace = &traces[4];
+    let below = |name: &str| -> Vec<&str> {
+        let children = spans(trace)
+            .iter()
+            .filter(|s| parent(trace, s).is_some_and(|above| service(trace, above) == name));
+        children.map(|span| service(trace, span)).collect()
+    };
+    // Of the types big_single, special, add and big.
+    assert_eq!(below("Prefill"), ["Proxy received request"]);
+    assert_eq!(below("P running"), ["PD api server get request"]);
+    assert_eq!(below("Prefill free kv"), [""; 0]);
+    assert_eq!(below("TPOT1"), ["TPOT2"]);
+    assert_eq!(
+        below("Prefill execute_model"),
+        [
+            "Send output in prefill stage",
+            "Prefill start execute_model"
+        ]
+    );
 }
 
 #[test]
@@ -283,6 +330,38 @@ fn b15_ids_types_and_stamps_are_those_that_jaeger_knows() {
 }
 
 #[test]
+fn b16_the_output_is_never_in_memory_as_a_whole() {
+    let lines: Vec<Line> = (0..6_000)
+        .flat_map(|n| request(&format!("r{n}"), BEGIN + n * 10_000))
+        .collect();
+    let logs = folder("b16", &lines).join("logs");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_omnitrace"))
+        .args(["convert", "--quiet", "--layout=legacy"])
+        .args([logs.to_str().unwrap(), "-"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut written, mut peak) = (0, 0);
+    let mut output = child.stdout.take().unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = output.read(&mut buffer).unwrap();
+        if read == 0 {
+            break;
+        }
+        written += read;
+        // Of a process that has just ended there is nothing to be read.
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()));
+        let status = status.unwrap_or_default();
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let most = most.and_then(|most| most.trim().strip_suffix(" kB"));
+        peak = peak.max(most.map_or(0, |kb| kb.parse::<usize>().unwrap() * 1024));
+    }
+    assert!(child.wait().unwrap().success());
+    assert!(peak > 0 && peak < written / 2, "{peak} bytes for {written}");
+}
+
+#[test]
 fn b17_files_of_any_name_and_packing_are_read() {
     let lines = requests(3);
     let folder = folder("b17", &lines);
@@ -320,4 +399,44 @@ fn b18_the_same_id_in_a_later_run_is_another_request() {
     assert_eq!(both[4..], traces[4..]);
     let (tree, _) = convert(&folder, &[]);
     assert_eq!(tree.len(), 4 + 2);
+}
+
+#[test]
+fn the_documents_options_do_what_it_says_of_them() {
+    let mut lines = Vec::new();
+    for n in 1..=6u64 {
+        let mut all = request(&format!("r{n}"), BEGIN + n * 1_000_000);
+        for (index, line) in (0u64..).zip(&mut all) {
+            line.time += index * 1000 * n * n;
+        }
+        lines.extend(all);
+    }
+    let folder = folder("options", &lines);
+    for layout in [&[][..], &LEGACY] {
+        let run = |options: &[&str]| convert(&folder, &[layout, options].concat()).0;
+        // The average of the whole requests, which take 36 (1 + n²) ms; the old layout cuts
+        // what is less than a microsecond.
+        let average = |traces: &[Value]| {
+            let spans = spans(&traces[3]);
+            let longest = spans.iter().map(|s| s["duration"].as_u64().unwrap()).max();
+            (longest.unwrap() + 500) / 1000
+        };
+        let of = |n: &[u64]| {
+            let all = n.iter().map(|n| 36 * (1 + n * n));
+            all.sum::<u64>() / n.len() as u64
+        };
+        let plain = run(&[]);
+        assert_eq!(average(&plain), of(&[2, 3, 4, 5]));
+        assert_eq!(
+            average(&run(&["--skip-req_num", "0"])),
+            of(&[1, 2, 3, 4, 5, 6])
+        );
+        assert_eq!(average(&run(&["--skip-req_num=2"])), of(&[3, 4]));
+        // The statistics are over all requests, whatever is selected.
+        for option in ["--filter-reqids", "--select-reqids"] {
+            let selected = run(&[option, "r5, r2,nobody"]);
+            assert_eq!(selected[..4], plain[..4]);
+            assert_eq!(selected[4..], [plain[5].clone(), plain[8].clone()]);
+        }
+    }
 }

@@ -209,3 +209,41 @@ fn stdin_and_stdout_are_files_too() {
         assert_eq!(child.wait_with_output().unwrap().stdout, file);
     }
 }
+
+#[test]
+fn an_object_of_otlp_that_cannot_be_read_does_not_hide_the_others() {
+    let object = |id: u8, value: &str| {
+        format!(
+            r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{{"traceId":"{id:032x}","spanId":"{id:016x}","name":"s{id}","startTimeUnixNano":"{BEGIN}000","endTimeUnixNano":"{BEGIN}001","attributes":[{{"key":"v","value":{value}}}]}}]}}]}}]}}"#
+        )
+    };
+    let lines = [
+        object(1, r#"{"doubleValue":"NaN"}"#),
+        object(2, r#"{"arrayValue":{"values":[{"doubleValue":"1.5"}]}}"#),
+        object(3, r#"{"doubleValue":{}}"#),
+        object(4, r#"{"doubleValue":"much"}"#),
+        object(5, r#"{"doubleValue":"-Infinity"}"#),
+        object(6, r#"{"doubleValue":0.5}"#)[..60].to_owned(),
+    ];
+    let folder = folder("odd-otlp", &[]);
+    std::fs::write(folder.join("logs/spans.json"), lines.join("\n")).unwrap();
+    let (file, said) = convert_to(&folder, &["--format", "csv"]);
+    let file = String::from_utf8(file).unwrap();
+    let rows: Vec<(&str, &str)> = (file.lines().skip(1))
+        .map(|row| row.split_at(33).1.split_at(17))
+        .map(|(id, rest)| (&id[15..16], rest.split_once(",\"").unwrap().1))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ("1", r#"{""v"":""NaN""}""#),
+            ("2", r#"{""v"":[1.5]}""#),
+            ("5", r#"{""v"":""-Infinity""}""#),
+        ]
+    );
+    assert!(
+        said.contains("spans.json: object 3: ")
+            && said.contains(", and 2 more that cannot be read"),
+        "{said}"
+    );
+}

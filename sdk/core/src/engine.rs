@@ -16,6 +16,8 @@ pub const STEP: &str = "engine step";
 pub const MAIN_MODEL: &str = "main model";
 /// Name of the span of a worker's speculative proposer, below the step's.
 pub const MTP_MODEL: &str = "mtp model";
+/// Name of the moment in which a worker of SGLang begins a step, below the step's.
+pub const WORKER_STEP: &str = "worker step";
 /// Event of a step: its model begins to run.
 pub const EXECUTE_START: &str = "start execute_model";
 /// Event of a step: its model has run.
@@ -50,6 +52,8 @@ pub mod attribute {
     pub const KV_FREE_AT_END: &str = "omnitrace.engine.kv.free_blocks_at_end";
     /// Blocks that the step has taken, less those that it has given back.
     pub const KV_BLOCKS_USED: &str = "omnitrace.engine.kv.blocks_used";
+    /// A worker's own number of the step.
+    pub const MODEL_STEP: &str = "omnitrace.engine.model_step";
     /// Canonical id of a linked request.
     pub const REQUEST_ID: &str = "gen_ai.request.id";
 }
@@ -131,7 +135,8 @@ impl fmt::Display for Seconds {
 }
 
 /// A link to the SERVER span that a request has on `node` in a role. `context` is what
-/// came with the request. As a node that does both decodes, so does any unknown role.
+/// came with the request. As a node that does both decodes, so does any role that the
+/// vocabulary does not know.
 pub(crate) fn link(
     vocabulary: &Vocabulary,
     node: &str,
@@ -140,7 +145,8 @@ pub(crate) fn link(
     context: Option<SpanContext>,
 ) -> Link {
     let trace_id = context.map_or_else(|| TraceId::of_request(canonical), |c| c.trace_id);
-    let role = if role == "prefill" { role } else { "decode" };
+    let known = vocabulary.role_named(role).is_some();
+    let role = if known { role } else { "decode" };
     let entry = vocabulary.role_named(role).map(|id| {
         let role = vocabulary.role(id);
         &*vocabulary.phase(role.entry).name

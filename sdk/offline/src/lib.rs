@@ -13,6 +13,7 @@ pub mod convert;
 pub mod ingest;
 pub mod jaeger;
 mod ordered;
+pub mod otlp_json;
 pub mod reader;
 pub mod replay;
 pub mod statistics;

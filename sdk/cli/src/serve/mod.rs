@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::say::say;
 use endpoint::{Endpoint, ListenError};
 use store::Store;
 
@@ -156,7 +157,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
 
 fn announce(grpc: &Endpoint, http: &Endpoint, ui: &Endpoint) -> io::Result<()> {
     for warning in [grpc, http, ui].into_iter().filter_map(Endpoint::warning) {
-        eprintln!("omnitrace: {warning}");
+        say(warning);
     }
     let mut out = io::stdout().lock();
     writeln!(out, "otlp-grpc {}", grpc.address)?;

@@ -11,9 +11,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use omnitrace_offline::jaeger::otlp;
+use omnitrace_offline::otlp_json;
 use serde::Serialize;
 
-use super::receiver::{self, MAX_REQUEST};
+use super::receiver::MAX_REQUEST;
 use super::search::{Params, Search};
 use super::store::Store;
 
@@ -207,7 +208,7 @@ fn dependencies(store: &Store, params: &Params) -> Outcome<impl Serialize + use<
 }
 
 fn transform(body: &[u8]) -> Outcome<impl Serialize + use<>> {
-    let request = receiver::json::decode(body)
+    let request = otlp_json::decode(body)
         .map_err(|error| Failure::bad(format!("the body is no OTLP/JSON: {error}")))?;
     Ok(Envelope::of(otlp::convert(request).into_document().data))
 }

@@ -18,6 +18,7 @@ use serde::Serialize;
 use self::catalogue::Catalogue;
 pub(super) use self::catalogue::Operation;
 use super::search::Search;
+use crate::say::say;
 
 type TraceId = [u8; 16];
 type SpanId = [u8; 8];
@@ -108,11 +109,11 @@ impl Store {
         self.rejected.fetch_add(rejected, Ordering::Relaxed);
         let first_eviction = self.write().add(conversion.spans, self.limit);
         if first_eviction {
-            eprintln!(
-                "omnitrace: the memory limit of {} MiB is reached; from now on the traces that \
+            say(format_args!(
+                "the memory limit of {} MiB is reached; from now on the traces that \
                  have gone longest without a new span make room (--memory-limit-mib sets the limit)",
                 self.limit >> 20
-            );
+            ));
         }
         conversion.rejected
     }

@@ -13,6 +13,7 @@ use omnitrace_offline::ingest::{self, ReadError, Settings, SpillError};
 use omnitrace_offline::statistics::{self, Options, Summary};
 
 use crate::input;
+use crate::say::say;
 
 /// Show where the time of the requests in legacy logs goes.
 ///
@@ -82,10 +83,10 @@ pub(crate) fn run(args: &StatsArgs) -> Result<(), Error> {
         return Err(Error::NoSuchRequest(missing.join(", ")));
     }
     if !missing.is_empty() {
-        eprintln!(
-            "omnitrace: --filter-reqids: not in the logs: {}",
+        say(format_args!(
+            "--filter-reqids: not in the logs: {}",
             missing.join(", ")
-        );
+        ));
     }
     let mut out = BufWriter::new(io::stdout().lock());
     let written = if args.csv {
@@ -120,18 +121,18 @@ fn summary(args: &StatsArgs, options: Options) -> Result<Summary, Error> {
         args.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
-    let summary = statistics::over(&Vocabulary::omni_vllm(), &store, options, &progress);
+    let summary = statistics::over(&Vocabulary::of_logs(), &store, options, &progress);
     bar.finish_and_clear();
     let summary = summary?;
     if !args.quiet {
         for note in store.clocks().notes() {
-            eprintln!("omnitrace: {note}");
+            say(note);
         }
         if summary.complete > 0 && summary.skipped_at_each_end < skip {
-            eprintln!(
-                "omnitrace: --skip-req_num {skip} would leave none of the {} complete requests: the statistics count them all",
+            say(format_args!(
+                "--skip-req_num {skip} would leave none of the {} complete requests: the statistics count them all",
                 summary.complete
-            );
+            ));
         }
     }
     Ok(summary)

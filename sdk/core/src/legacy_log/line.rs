@@ -17,6 +17,7 @@ use crate::id::{SpanId, canonical_request_id};
 
 use super::entry::{Entry, Suffix};
 use super::profile;
+use super::sglang::{self, SglangLine};
 
 /// What every line of an action contains.
 pub const MARKER: &str = "<<<Action: ";
@@ -30,6 +31,8 @@ pub enum Line<'a> {
     Action(Box<ActionLine<'a>>),
     /// Spans that a Collector has taken, of those that this file's lines make.
     Exported(Vec<SpanId>),
+    /// What a node of SGLang says; which node is in its file's name.
+    Sglang(SglangLine<'a>),
     /// Something else.
     Other,
 }
@@ -81,7 +84,13 @@ pub enum LineError {
 pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
     let Some(at) = memmem::find(line, MARKER.as_bytes()) else {
         let Some(at) = memmem::find(line, EXPORTED.as_bytes()) else {
-            let step = profile::parse(line)?;
+            let Some(at) = memmem::find(line, b"profile") else {
+                return Ok(Line::Other);
+            };
+            if let Some(line) = sglang::parse(&line[at..])? {
+                return Ok(Line::Sglang(line));
+            }
+            let step = profile::parse(line, at)?;
             return Ok(step.map_or(Line::Other, |step| Line::Action(Box::new(step))));
         };
         let list = &line[at + EXPORTED.len()..];

@@ -154,12 +154,9 @@ pub(super) fn object(suffix: &Suffix) -> Option<String> {
     Some(escaped.replace("profile", "profil\\u0065"))
 }
 
-/// Reads the line of a step or a model, ours or the old system's; None: it is no such
-/// line.
-pub(super) fn parse(line: &[u8]) -> Result<Option<ActionLine<'_>>, LineError> {
-    let Some(at) = memmem::find(line, b"profile") else {
-        return Ok(None);
-    };
+/// Reads the line of a step or a model, ours or the old system's, whose `profile` stands
+/// at `at`; None: it is no such line.
+pub(super) fn parse(line: &[u8], at: usize) -> Result<Option<ActionLine<'_>>, LineError> {
     let (before, text) = line.split_at(at);
     let form = FORMS
         .iter()
@@ -187,7 +184,17 @@ pub(super) fn parse(line: &[u8]) -> Result<Option<ActionLine<'_>>, LineError> {
         Some(at) => {
             serde_json::from_slice(before[at..].trim_ascii()).map_err(|_| LineError::BadSuffix)?
         }
-        None => old(&fields, name, role, node, start).ok_or(LineError::BadProfile)?,
+        None => {
+            let id: StepId =
+                (fields.last().and_then(|f| f.trim().parse().ok())).ok_or(LineError::BadProfile)?;
+            if name == STEP {
+                let vocabulary = Vocabulary::omni_vllm();
+                step_suffix(&fields, id, &vocabulary, role, node, start)
+                    .ok_or(LineError::BadProfile)?
+            } else {
+                below_suffix(id, name, node, start)
+            }
+        }
     };
     if suffix.span.is_none() {
         return Err(LineError::BadSuffix);
@@ -202,11 +209,16 @@ pub(super) fn parse(line: &[u8]) -> Result<Option<ActionLine<'_>>, LineError> {
     }))
 }
 
-/// What the old system's line says, as our object would.
-fn old(fields: &[&str], name: &str, role: &str, node: &str, start: u64) -> Option<Suffix> {
-    let id: StepId = fields.last()?.trim().parse().ok()?;
+/// What the old system's line says of a step, as our object would.
+pub(super) fn step_suffix(
+    fields: &[&str],
+    id: StepId,
+    vocabulary: &Vocabulary,
+    role: &str,
+    node: &str,
+    start: u64,
+) -> Option<Suffix> {
     let context = id.context(node);
-    let mut attributes = vec![Attribute::new(attribute::STEP_ID, &*id.to_string())];
     let mut span = SpanSuffix {
         start,
         trace_id: context.trace_id.to_string(),
@@ -215,15 +227,11 @@ fn old(fields: &[&str], name: &str, role: &str, node: &str, start: u64) -> Optio
         flags: context.flags,
         ..SpanSuffix::default()
     };
-    if name == STEP {
-        attributes.push(Attribute::new(attribute::PID, i64::from(id.pid)));
-        describe(fields, role, node, &mut attributes, &mut span)?;
-    } else {
-        let span_id = id.model_span_id(node, name, id.pid, start);
-        span.span_id = span_id.to_string();
-        span.parent_span_id = Some(context.span_id.to_string());
-        span.parent_is_remote = true;
-    }
+    let mut attributes = vec![
+        Attribute::new(attribute::STEP_ID, &*id.to_string()),
+        Attribute::new(attribute::PID, i64::from(id.pid)),
+    ];
+    describe(fields, vocabulary, role, node, &mut attributes, &mut span)?;
     Some(Suffix {
         attributes: AttributeMap(attributes),
         span: Some(span),
@@ -231,9 +239,31 @@ fn old(fields: &[&str], name: &str, role: &str, node: &str, start: u64) -> Optio
     })
 }
 
+/// The same of what is below a step.
+pub(super) fn below_suffix(id: StepId, name: &str, node: &str, start: u64) -> Suffix {
+    let context = id.context(node);
+    let span = SpanSuffix {
+        start,
+        trace_id: context.trace_id.to_string(),
+        span_id: id.model_span_id(node, name, id.pid, start).to_string(),
+        parent_span_id: Some(context.span_id.to_string()),
+        parent_is_remote: true,
+        kind: "internal".to_owned(),
+        flags: context.flags,
+        ..SpanSuffix::default()
+    };
+    let step = Attribute::new(attribute::STEP_ID, &*id.to_string());
+    Suffix {
+        attributes: AttributeMap(vec![step]),
+        span: Some(span),
+        ..Suffix::default()
+    }
+}
+
 /// What the fields of a step say.
 fn describe(
     fields: &[&str],
+    vocabulary: &Vocabulary,
     role: &str,
     node: &str,
     attributes: &mut Vec<Attribute>,
@@ -280,7 +310,7 @@ fn describe(
     }
     for (n, id) in ids.iter().enumerate() {
         let id = canonical_request_id(id);
-        let link = engine::link(&Vocabulary::omni_vllm(), node, role, id, None);
+        let link = engine::link(vocabulary, node, role, id, None);
         let tokens = tokens.get(n).and_then(|n| n.parse::<i64>().ok());
         let tokens = tokens.map(|n| Attribute::new(attribute::SCHEDULED_TOKENS, n));
         let id = Attribute::new(attribute::REQUEST_ID, id);

@@ -1,8 +1,9 @@
 //! The vocabulary: which actions exist and which phases lie between them.
 //!
 //! A vocabulary is data (TOML). The built-in one, `omni-vllm`, holds the 37
-//! actions of Omni Proxy and vLLM and the trace tree over them; another can be
-//! loaded with [`Vocabulary::parse`].
+//! actions of Omni Proxy and vLLM and the trace tree over them; what logs may hold
+//! besides, SGLang's, is in [`Vocabulary::of_logs`]; another can be loaded with
+//! [`Vocabulary::parse`].
 
 use std::sync::{Arc, LazyLock};
 
@@ -161,12 +162,17 @@ pub enum VocabularyError {
     Shape(String),
 }
 
-static BUILT_IN: LazyLock<Arc<Vocabulary>> = LazyLock::new(|| {
-    let text = include_str!("../../vocabulary/omni-vllm.toml");
-    // The text is part of the crate and a test parses it.
+const OMNI_VLLM: &str = include_str!("../../vocabulary/omni-vllm.toml");
+const SGLANG: &str = include_str!("../../vocabulary/sglang.toml");
+
+static BUILT_IN: LazyLock<Arc<Vocabulary>> = LazyLock::new(|| built_in(&[OMNI_VLLM]));
+static OF_LOGS: LazyLock<Arc<Vocabulary>> = LazyLock::new(|| built_in(&[OMNI_VLLM, SGLANG]));
+
+fn built_in(texts: &[&str]) -> Arc<Vocabulary> {
+    // The texts are part of the crate and a test parses them.
     #[allow(clippy::expect_used)]
-    Arc::new(Vocabulary::parse(text).expect("built-in vocabulary"))
-});
+    Arc::new(Vocabulary::parse_all(texts).expect("built-in vocabulary"))
+}
 
 impl Vocabulary {
     /// The built-in vocabulary of Omni Proxy and vLLM.
@@ -174,9 +180,23 @@ impl Vocabulary {
         Arc::clone(&BUILT_IN)
     }
 
+    /// All built-in vocabularies in one: [`Vocabulary::omni_vllm`], with the same indices,
+    /// and SGLang's after it. Which of them a request follows is said by the names of its
+    /// actions, so a directory may hold the logs of both.
+    pub fn of_logs() -> Arc<Self> {
+        Arc::clone(&OF_LOGS)
+    }
+
     /// Reads a vocabulary from TOML text.
     pub fn parse(text: &str) -> Result<Self, VocabularyError> {
-        source::resolve(toml::from_str(text)?)
+        Self::parse_all(&[text])
+    }
+
+    /// Reads several as one. No two may define the same role or the same action; phases
+    /// of the same name stay apart.
+    pub fn parse_all(texts: &[&str]) -> Result<Self, VocabularyError> {
+        let files = texts.iter().map(|text| toml::from_str(text));
+        source::resolve(files.collect::<Result<_, _>>()?)
     }
 
     /// All roles.
@@ -260,6 +280,47 @@ mod tests {
             )
         );
         assert_eq!(vocabulary.actions().len(), 47);
+    }
+
+    #[test]
+    fn what_logs_may_hold_is_the_built_in_vocabulary_and_sglangs_after_it() {
+        let (live, logs) = (Vocabulary::omni_vllm(), Vocabulary::of_logs());
+        let names = |v: &Vocabulary| -> Vec<String> {
+            v.actions().iter().map(|a| a.name.to_string()).collect()
+        };
+        assert_eq!(names(&logs)[..47], names(&live));
+        assert_eq!(logs.actions().len(), 47 + 35);
+        let phases = |v: &Vocabulary| -> Vec<(String, u16, Option<PhaseId>)> {
+            v.phases()
+                .map(|(_, p)| (p.name.to_string(), p.role.0, p.parent))
+                .collect()
+        };
+        let both = phases(&logs);
+        assert_eq!(both[..phases(&live).len()], phases(&live));
+        let entry = |role: &str| {
+            let role = logs.role(logs.role_named(role).unwrap());
+            let entry = logs.phase(role.entry);
+            (
+                role.service.to_string(),
+                entry.name.to_string(),
+                entry.depth,
+            )
+        };
+        assert_eq!(
+            [entry("prefill"), entry("sglang-prefill")],
+            [
+                ("vllm-prefill".into(), "Prefill".into(), 2),
+                ("sglang-prefill".into(), "Prefill".into(), 0),
+            ]
+        );
+        // Between the nodes of SGLang there are two messages, one in each direction.
+        assert_eq!(logs.messages().len(), live.messages().len() + 2);
+        assert_eq!(
+            Vocabulary::parse_all(&[OMNI_VLLM, OMNI_VLLM])
+                .unwrap_err()
+                .to_string(),
+            "the role \"proxy\" is defined twice"
+        );
     }
 
     #[test]

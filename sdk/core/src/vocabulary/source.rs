@@ -81,7 +81,7 @@ fn yes() -> bool {
     true
 }
 
-/// Names of one kind and the index each stands for.
+/// Names of one kind in one file and the index each stands for.
 struct Names {
     kind: &'static str,
     index: HashMap<String, u16>,
@@ -90,11 +90,12 @@ struct Names {
 impl Names {
     fn new<'a>(
         kind: &'static str,
+        first: usize,
         names: impl Iterator<Item = &'a String>,
     ) -> Result<Self, VocabularyError> {
         let mut index = HashMap::new();
         for name in names {
-            let Ok(next) = u16::try_from(index.len()) else {
+            let Ok(next) = u16::try_from(first + index.len()) else {
                 return Err(VocabularyError::Shape(format!("more than 65,536 {kind}s")));
             };
             if index.insert(name.clone(), next).is_some() {
@@ -131,14 +132,12 @@ impl Names {
     }
 }
 
-pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
-    let roles = Names::new("role", file.role.iter().map(|r| &r.name))?;
-    let actions = Names::new("action", file.action.iter().map(|a| &a.name))?;
-    let phases = Names::new("phase", file.phase.iter().map(|p| &p.name))?;
-    let mut processes: Vec<&str> = Vec::new();
-
+/// One vocabulary of all `files`. Each has roles and actions of its own; names of phases
+/// are its own affair.
+pub(super) fn resolve(files: Vec<File>) -> Result<Vocabulary, VocabularyError> {
+    let names: Vec<&str> = files.iter().map(|file| &*file.name).collect();
     let mut vocabulary = Vocabulary {
-        name: file.name,
+        name: names.join(" + "),
         roles: Vec::new(),
         actions: Vec::new(),
         phases: Vec::new(),
@@ -146,8 +145,42 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
         messages: Vec::new(),
         by_name: hashbrown::HashMap::default(),
     };
+    let mut processes = Vec::new();
+    let mut messages = Vec::new();
+    for file in files {
+        messages.extend(add(file, &mut vocabulary, &mut processes)?);
+    }
+    send_along_the_tree(&mut vocabulary);
+    vocabulary.messages.extend(messages);
+    index_phases(&mut vocabulary);
+    index_roles(&mut vocabulary);
+    measure_depths(&mut vocabulary)?;
+    Ok(vocabulary)
+}
+
+/// Adds what a file defines; the answer is the messages that it names.
+fn add(
+    file: File,
+    vocabulary: &mut Vocabulary,
+    processes: &mut Vec<String>,
+) -> Result<Vec<Message>, VocabularyError> {
+    let (roles, actions, phases) = (
+        vocabulary.roles.len(),
+        vocabulary.actions.len(),
+        vocabulary.phases.len(),
+    );
+    let roles = Names::new("role", roles, file.role.iter().map(|r| &r.name))?;
+    let actions = Names::new("action", actions, file.action.iter().map(|a| &a.name))?;
+    let phases = Names::new("phase", phases, file.phase.iter().map(|p| &p.name))?;
+    let duplicate = |kind, name: &str| VocabularyError::Duplicate {
+        kind,
+        name: name.to_owned(),
+    };
     for role in &file.role {
         let place = format!("role \"{}\"", role.name);
+        if vocabulary.role_named(&role.name).is_some() {
+            return Err(duplicate("role", &role.name));
+        }
         vocabulary.roles.push(Role {
             name: role.name.as_str().into(),
             service: role.service.as_str().into(),
@@ -163,7 +196,7 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
             .iter()
             .position(|p| *p == action.process)
             .unwrap_or_else(|| {
-                processes.push(&action.process);
+                processes.push(action.process.clone());
                 processes.len() - 1
             });
         if action.role.is_empty() {
@@ -171,7 +204,9 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
         }
         let name: Arc<str> = action.name.as_str().into();
         let id = ActionId(actions.get(&action.name, &place)?);
-        vocabulary.by_name.insert(Arc::clone(&name), id);
+        if vocabulary.by_name.insert(Arc::clone(&name), id).is_some() {
+            return Err(duplicate("action", &name));
+        }
         vocabulary.actions.push(Action {
             name,
             roles: action
@@ -217,18 +252,14 @@ pub(super) fn resolve(file: File) -> Result<Vocabulary, VocabularyError> {
             attribute: measure.attribute.into(),
         });
     }
-    send_along_the_tree(&mut vocabulary);
-    for message in file.message {
-        vocabulary.messages.push(Message {
+    let message = |message: MessageText| {
+        Ok(Message {
             from: actions.actions(&message.from, "message")?,
             to: actions.actions(&message.to, "message")?,
             slack: u64::from(message.slack_ms) * 1_000_000,
-        });
-    }
-    index_phases(&mut vocabulary);
-    index_roles(&mut vocabulary);
-    measure_depths(&mut vocabulary)?;
-    Ok(vocabulary)
+        })
+    };
+    file.message.into_iter().map(message).collect()
 }
 
 /// A role's entry is called by its parent and answers it; a phase that no single process

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use omnitrace::Vocabulary;
+use omnitrace_offline::clock::Mode;
 use omnitrace_offline::convert::{Format, Options, Summary, convert};
 use omnitrace_offline::ingest::{ReadError, Settings, ingest};
 use tempfile::TempDir;
@@ -17,12 +18,13 @@ thread_local! {
 
 /// Reads `from` and writes its traces to `to`; none if there is nothing in it.
 fn converted(folder: &Path, from: &Path, to: &Path, format: Format) -> Option<Summary> {
-    let vocabulary = Vocabulary::omni_vllm();
+    let vocabulary = Vocabulary::of_logs();
     let settings = Settings {
         temporary: folder,
         memory: 1 << 20,
         exported: true,
         hosts: false,
+        clock: Mode::Auto,
     };
     let store = match ingest(&vocabulary, from, settings, &|_| ()) {
         Ok(store) => store,

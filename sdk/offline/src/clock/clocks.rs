@@ -9,7 +9,7 @@ use omnitrace::span::{Source, Span};
 use omnitrace::vocabulary::ActionId;
 
 use super::{Boots, Host, HostInfo, LogClock, Mode, Repair, Samples, nest};
-use crate::reader::Request;
+use crate::ingest::Origin;
 
 /// The role of lines that name none; only they have times since boot.
 const PROXY: &str = "proxy";
@@ -18,16 +18,15 @@ const PROXY: &str = "proxy";
 /// been sampled, of each host.
 ///
 /// ```text
-/// let mut clocks = Clocks::new(vocabulary, mode, log_clocks, sources);
+/// let mut clocks = Clocks::new(vocabulary, mode, log_clocks, origins);
 /// each request, in any order, on any thread:  clocks.wall(time), clocks.sample(…, samples)
 /// clocks.solve(samples)
-/// each request:  clocks.put_right(request), its spans:  clocks.settle(spans)
+/// each event:  clocks.put_right(source, time), a request's spans:  clocks.settle(spans, …)
 /// ```
 #[derive(Debug, Default)]
 pub struct Clocks {
     mode: Mode,
     boots: Boots,
-    hosts: HashMap<Arc<Source>, Host>,
     /// By the number of a source.
     numbered: Vec<Host>,
     infos: Vec<HostInfo>,
@@ -37,11 +36,11 @@ pub struct Clocks {
 impl Clocks {
     /// From what the files say of their proxies' clocks, for events of these sources, which
     /// are known by their numbers then.
-    pub fn new<'a>(
+    pub(crate) fn new(
         vocabulary: &Vocabulary,
         mode: Mode,
         logs: &[LogClock],
-        sources: impl IntoIterator<Item = &'a Arc<Source>>,
+        origins: &[Origin<Box<str>>],
     ) -> Self {
         let boots = match mode {
             Mode::Auto => Boots::solve(logs, &zone_here),
@@ -52,24 +51,20 @@ impl Clocks {
             boots,
             ..Self::default()
         };
+        let is_only_log = origins.iter().filter(|o| !o.log.is_empty()).count() < 2;
         let mut names: HashMap<String, Host> = HashMap::new();
-        for source in sources {
-            if let Some(host) = clocks.hosts.get(source) {
-                clocks.numbered.push(*host);
-                continue;
-            }
+        for origin in origins {
             // Where the proxy's time zone was guessed, the other hosts know better.
-            let is_guess = *source.role == *PROXY && !clocks.boots.are_sure();
-            let role = vocabulary.role_named(&source.role);
+            let is_guess = *origin.role == *PROXY && !clocks.boots.are_sure();
+            let role = vocabulary.role_named(&origin.role);
             let rank = role.filter(|_| !is_guess).map_or(u16::MAX, |role| role.0);
-            let name = host_name(source);
+            let name = host_name(origin, is_only_log);
             let next = Host(clocks.infos.len() as u32);
             let host = *names.entry(name.clone()).or_insert(next);
             match clocks.infos.get_mut(host.0 as usize) {
                 Some(info) => info.rank = info.rank.min(rank),
                 None => clocks.infos.push(HostInfo { name, rank }),
             }
-            clocks.hosts.insert(Arc::clone(source), host);
             clocks.numbered.push(host);
         }
         clocks
@@ -108,29 +103,35 @@ impl Clocks {
         self.repair = samples.solve(std::mem::take(&mut self.infos));
     }
 
-    /// Brings the times of a request, which are the hosts' wall clocks', onto one clock, in
-    /// place and in order.
-    pub fn put_right(&self, request: &mut Request) {
-        if !self.repair.moves() {
-            return;
-        }
-        for event in &mut request.events {
-            if let Some(host) = self.host(&event.source) {
-                event.time = self.repair.time(host, event.time);
-            }
-        }
-        request.events.sort_by_key(|event| event.time);
+    /// Whether [`Clocks::put_right`] changes any time, and so perhaps their order.
+    pub(crate) fn move_times(&self) -> bool {
+        self.repair.moves()
     }
 
-    /// Marks the spans of one trace that were moved, and cuts each to its parent.
-    pub fn settle(&self, spans: &mut [Span]) {
+    /// Brings a time of the wall clock of a source, which is known by its number, onto the
+    /// one clock of all.
+    pub(crate) fn put_right(&self, source: usize, time: u64) -> u64 {
+        match self.numbered.get(source) {
+            Some(host) if self.repair.moves() => self.repair.time(*host, time),
+            _ => time,
+        }
+    }
+
+    /// Marks the spans of one trace that were moved, and cuts each to its parent. `number`
+    /// is asked for the number of a span's source.
+    pub(crate) fn settle(
+        &self,
+        spans: &mut [Span],
+        number: &dyn Fn(&Arc<Source>) -> Option<usize>,
+    ) {
         if self.mode == Mode::AsIs {
             return;
         }
         if self.repair.moves() {
             for span in spans.iter_mut() {
-                if let Some(host) = self.host(&span.source) {
-                    self.repair.tag(host, span);
+                let host = number(&span.source).and_then(|n| self.numbered.get(n));
+                if let Some(host) = host {
+                    self.repair.tag(*host, span);
                 }
             }
         }
@@ -143,19 +144,18 @@ impl Clocks {
         notes.extend(self.repair.notes());
         notes
     }
-
-    fn host(&self, source: &Arc<Source>) -> Option<Host> {
-        self.hosts.get(source).copied()
-    }
 }
 
-/// A host is known by its address; one without by the role that it has.
-fn host_name(source: &Source) -> String {
-    if source.node.is_empty() {
-        format!("the {}", source.role)
-    } else {
-        source.node.to_string()
+/// A host is known by its address; one without by the role that it has, and a proxy by its
+/// log where there are several.
+fn host_name(origin: &Origin<Box<str>>, is_only_log: bool) -> String {
+    if !origin.node.is_empty() {
+        return origin.node.to_string();
     }
+    if origin.log.is_empty() || is_only_log {
+        return format!("the {}", origin.role);
+    }
+    format!("the {} of {}", origin.role, origin.log)
 }
 
 /// This machine's difference to UTC at a local time, both in seconds.

@@ -18,11 +18,12 @@ use omnitrace::id::canonical_request_id;
 use omnitrace::span::Span;
 
 use crate::assemble::Bench;
-use crate::ingest::{SpillError, Store, client_id};
+use crate::ingest::{Reader, SpillError, Store, TraceEvents, client_id};
 use crate::ordered::ordered;
 use crate::statistics::{self, Durations, Outline};
 
 pub use form::{Format, Layout};
+pub use whole_file::remove_unfinished;
 
 use form::Form;
 use tally::Tally;
@@ -248,7 +249,7 @@ impl Job<'_> {
                 for trace in self.traces_of(batch) {
                     for request in reader.trace(trace)?.requests {
                         let mut spans = bench.spans(&request);
-                        self.store.clocks().settle(&mut spans);
+                        reader.settle(&mut spans);
                         let roles = statistics::roles_completed(self.vocabulary, &spans);
                         let outline = Outline::of(self.vocabulary, &spans);
                         outlines.extend(outline.map(|o| (request.first(), roles, o)));
@@ -307,7 +308,7 @@ impl Job<'_> {
                 let mut text = spare().pop().unwrap_or_default();
                 let (mut traces, mut spans) = (0, 0);
                 for trace in self.traces_of(batch) {
-                    let content = self.spans(reader.trace(trace)?, bench);
+                    let content = self.spans(reader.trace(trace)?, reader, bench);
                     if content.is_empty() {
                         continue;
                     }
@@ -333,7 +334,7 @@ impl Job<'_> {
     }
 
     /// The spans of a trace that are to be written.
-    fn spans(&self, content: crate::ingest::TraceEvents, bench: &mut Bench) -> Vec<Span> {
+    fn spans(&self, content: TraceEvents, reader: &Reader<'_>, bench: &mut Bench) -> Vec<Span> {
         let requests = content.requests.iter().filter(|r| self.is_wanted(&r.id));
         let mut spans = Vec::new();
         let mut wanted = self.only.is_empty();
@@ -350,7 +351,7 @@ impl Job<'_> {
         if wanted {
             spans.extend(content.spans);
         }
-        self.store.clocks().settle(&mut spans);
+        reader.settle(&mut spans);
         spans
     }
 }

@@ -1,8 +1,36 @@
 //! A file that takes its name only when it is complete.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The files of this process that have not taken their name yet.
+static UNFINISHED: Mutex<Unfinished> = Mutex::new(Unfinished {
+    parts: BTreeSet::new(),
+    ended: false,
+});
+
+struct Unfinished {
+    parts: BTreeSet<PathBuf>,
+    ended: bool,
+}
+
+fn unfinished() -> MutexGuard<'static, Unfinished> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what [`convert`](super::convert) has written of files that are not complete, and
+/// lets it begin no other: for a process that a signal ends, whose files are not dropped.
+pub fn remove_unfinished() {
+    let mut unfinished = unfinished();
+    unfinished.ended = true;
+    for part in std::mem::take(&mut unfinished.parts) {
+        // There is nobody left to tell.
+        let _ = std::fs::remove_file(part);
+    }
+}
 
 /// `-` is stdout.
 pub(super) struct WholeFile {
@@ -28,7 +56,12 @@ impl WholeFile {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let part = path.with_file_name(name);
+        let mut unfinished = unfinished();
+        if unfinished.ended {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let file = File::create(&part)?;
+        unfinished.parts.insert(part.clone());
         Ok(Self {
             out: Box::new(file),
             rename: Some((part, path.to_owned())),
@@ -38,7 +71,9 @@ impl WholeFile {
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.out.flush()?;
         if let Some((part, path)) = &self.rename {
+            let mut unfinished = unfinished();
             std::fs::rename(part, path)?;
+            unfinished.parts.remove(part);
             self.rename = None;
         }
         Ok(())
@@ -60,6 +95,7 @@ impl Drop for WholeFile {
         if let Some((part, _)) = &self.rename {
             // Unfinished: better no file than half of one.
             let _ = std::fs::remove_file(part);
+            unfinished().parts.remove(part);
         }
     }
 }

@@ -19,7 +19,8 @@ pub enum ReadError {
     },
     /// There is no action in any file.
     #[error(
-        "no action lines (\"<<<Action: …\") and no spans in the {files} files under {path}; is this the trace directory (TRACE_OUTPUT_DIRECTORY)?{}",
+        "no action lines (\"<<<Action: …\") and no spans in {} under {path}; is this the trace directory (TRACE_OUTPUT_DIRECTORY)?{}",
+        count(*files),
         more(problems)
     )]
     Empty {
@@ -33,6 +34,14 @@ pub enum ReadError {
     /// There is no room for what was read.
     #[error(transparent)]
     Spill(#[from] SpillError),
+}
+
+fn count(files: usize) -> String {
+    match files {
+        0 => "no file".to_owned(),
+        1 => "the one file".to_owned(),
+        more => format!("the {more} files"),
+    }
 }
 
 fn more(problems: &[String]) -> String {

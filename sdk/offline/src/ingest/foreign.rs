@@ -15,11 +15,13 @@ use omnitrace::value::{Attribute, Value};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Otlp;
 use opentelemetry_proto::tonic::trace::v1 as otlp;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use crate::jaeger::model::{KeyValue, Process, RefType, Trace, Value as Tag};
 use crate::jaeger::span::{host_of, role_of};
+use crate::otlp_json;
 
 /// Is given each span; the error ends the reading.
 pub(super) type Each<'a> = dyn FnMut(Span) + 'a;
@@ -64,13 +66,27 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Option<Span> {
         .span(&held.name, held.end, &held.attributes, source)
 }
 
-/// OTLP in JSON: one object, or one after the other.
+/// OTLP in JSON: one object, or one after the other. One that cannot be read does not keep
+/// the others from being taken.
 pub(super) fn otlp_json(input: impl Read, each: &mut Each<'_>) -> Result<(), serde_json::Error> {
-    let objects = serde_json::Deserializer::from_reader(input);
-    for request in objects.into_iter::<ExportTraceServiceRequest>() {
-        otlp(request?, each);
+    let objects = serde_json::Deserializer::from_reader(input).into_iter::<Box<RawValue>>();
+    let mut first = None;
+    let mut more = 0_u64;
+    for (number, object) in (1_u64..).zip(objects) {
+        match object.and_then(|object| otlp_json::decode(object.get().as_bytes())) {
+            Ok(request) => otlp(request, each),
+            Err(error) if first.is_none() => first = Some((number, error)),
+            Err(_) => more += 1,
+        }
     }
-    Ok(())
+    let Some((number, error)) = first else {
+        return Ok(());
+    };
+    let more = match more {
+        0 => String::new(),
+        more => format!(", and {more} more that cannot be read"),
+    };
+    Err(Error::custom(format!("object {number}: {error}{more}")))
 }
 
 /// All spans of an OTLP message that have valid ids.

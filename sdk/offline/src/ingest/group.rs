@@ -80,6 +80,11 @@ impl Grouping<'_> {
                 .then_with(|| order(a).cmp(&order(b)))
                 .then_with(|| a.rest.cmp(b.rest))
         });
+        // What stands in several files, or in a copy of its log, is one event.
+        records.dedup_by(|next, last| {
+            let source = last.source;
+            ranks.are_alike(source, next.source) && Record { source, ..*next } == *last
+        });
         let same = |a: &Record<'_>, b: &Record<'_>| {
             (a.hash, a.kind == Kind::Span, a.id) == (b.hash, b.kind == Kind::Span, b.id)
         };
@@ -189,11 +194,7 @@ fn append(id: &str, request: &[Record<'_>], out: &mut Vec<u8>) {
     let length = u16::try_from(id.len()).unwrap_or(0);
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&id.as_bytes()[..usize::from(length)]);
-    let mut last: Option<&Record<'_>> = None;
     for record in request {
-        if last.replace(record).is_some_and(|last| last == record) {
-            continue;
-        }
         out.extend_from_slice(&record.time.to_le_bytes());
         out.extend_from_slice(&record.action.to_le_bytes());
         out.extend_from_slice(&record.source.to_le_bytes());

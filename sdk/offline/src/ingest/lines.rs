@@ -34,6 +34,8 @@ pub(super) enum Document {
     Jaeger,
     OtlpJson,
     OtlpProtobuf,
+    /// For Chrome's and Perfetto's viewers: it is not read.
+    ChromeTrace,
 }
 
 /// A file, or standard input, to be read.
@@ -118,9 +120,14 @@ pub(super) fn coding(path: &Path) -> Coding {
 /// Which kind of document begins like this, if any does.
 fn document(head: &[u8]) -> Option<Document> {
     let has = |name: &[u8]| memchr::memmem::find(head, name).is_some();
-    if head.trim_ascii_start().starts_with(b"{") {
+    let start = head.trim_ascii_start();
+    if start.starts_with(b"[") && start[1..].trim_ascii_start().starts_with(b"{") {
+        return (has(b"\"ph\"") && has(b"\"ts\"")).then_some(Document::ChromeTrace);
+    }
+    if start.starts_with(b"{") {
         return match () {
             () if has(b"\"resourceSpans\"") => Some(Document::OtlpJson),
+            () if has(b"\"traceEvents\"") => Some(Document::ChromeTrace),
             () if has(b"\"data\"") => Some(Document::Jaeger),
             () => None,
         };
@@ -331,6 +338,7 @@ pub(super) fn read_document(
             counted.read_to_end(&mut whole)?;
             foreign::otlp(ExportTraceServiceRequest::decode(&whole[..])?, each);
         }
+        Document::ChromeTrace => {}
     }
     Ok(bytes)
 }

@@ -13,10 +13,12 @@ mod free;
 mod group;
 mod lines;
 mod names;
+mod origin;
 mod partition;
 mod record;
 mod report;
 mod scan;
+mod sglang;
 mod spill;
 mod store;
 
@@ -32,8 +34,9 @@ use crate::clock::{Clocks, Mode, Register, Samples};
 pub use files::{ReadError, find};
 pub(crate) use group::client_id;
 use group::{Entry, Grouping};
-use lines::{Coding, Input};
-use names::{Names, Ranks, Texts};
+use lines::{Coding, Document, Input};
+use names::{Names, Ranks};
+pub(crate) use origin::Origin;
 use partition::Partitions;
 pub use report::{Reason, Report};
 use scan::{Scanner, Seen};
@@ -86,11 +89,11 @@ pub fn ingest(
         return Err(ReadError::Empty {
             path: path.to_owned(),
             files: report.files,
-            problems: report.problems(),
+            problems: [report.problems(), report.notes()].concat(),
         });
     }
-    let texts = Texts::new(&names);
-    let mut clocks = Clocks::new(vocabulary, settings.clock, &seen.clocks, texts.sources());
+    let origins = names.origins();
+    let mut clocks = Clocks::new(vocabulary, settings.clock, &seen.clocks, &origins);
     let grouping = Grouping {
         vocabulary,
         ranks: Ranks::new(&names, vocabulary.actions().len()),
@@ -161,9 +164,14 @@ fn scan<'a>(
         let mut failed = Vec::new();
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut goes_on = true;
-            scanner.begin();
+            let path = &files[chunk.file].path;
+            scanner.begin(path);
+            if chunk.coding == Coding::Document(Document::ChromeTrace) {
+                scanner.seen.skipped.push(chunk.file);
+                progress(files[chunk.file].size);
+                continue;
+            }
             if let Coding::Document(document) = chunk.coding {
-                let path = &files[chunk.file].path;
                 let mut each = |span: Span| scanner.foreign(&span);
                 match lines::read_document(path, document, &mut each, progress) {
                     Ok(bytes) => scanner.seen.bytes += bytes,
@@ -184,10 +192,7 @@ fn scan<'a>(
             );
             match read {
                 Ok(bytes) => scanner.seen.bytes += bytes,
-                Err(error) => failed.push((
-                    chunk.file,
-                    format!("{}: {error}", files[chunk.file].path.display()),
-                )),
+                Err(error) => failed.push((chunk.file, format!("{}: {error}", path.display()))),
             }
             if !goes_on {
                 next.store(chunks.len(), Ordering::Relaxed);
@@ -218,8 +223,13 @@ fn report(files: &[Input], seen: &Seen, failed: Failures) -> Report {
             Err(_) => format!("{path}, byte {}", spot.offset),
         }
     };
+    let skipped = seen.skipped.iter().min().map(|first| {
+        let path = files[*first].path.display().to_string();
+        (seen.skipped.len(), path)
+    });
     Report {
         files: files.len(),
+        skipped,
         lines: seen.lines,
         bytes: seen.bytes,
         events: seen.events,

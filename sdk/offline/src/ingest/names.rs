@@ -6,6 +6,8 @@ use hashbrown::HashMap;
 use omnitrace::Vocabulary;
 use omnitrace::span::Source;
 
+use super::origin::Origin;
+
 /// More than any log has; random bytes must not fill the memory.
 const MAX_NAMES: usize = 60_000;
 
@@ -14,7 +16,7 @@ const MAX_NAMES: usize = 60_000;
 #[derive(Debug)]
 pub(crate) struct Names {
     actions: RwLock<Interned<Box<str>>>,
-    sources: RwLock<Interned<(Box<str>, Box<str>)>>,
+    sources: RwLock<Interned<Origin<Box<str>>>>,
 }
 
 #[derive(Debug)]
@@ -91,11 +93,22 @@ impl<'a> Numbers<'a> {
         if let Some(number) = self.sources.get(role).and_then(|nodes| nodes.get(node)) {
             return Some(*number);
         }
-        let mut all = (self.names.sources.write()).unwrap_or_else(PoisonError::into_inner);
-        let number = all.number((role.into(), node.into()))?;
+        let number = self.origin(Origin {
+            role,
+            node,
+            log: "",
+        })?;
         let nodes = self.sources.entry(role.into()).or_default();
         nodes.insert(node.into(), number);
         Some(number)
+    }
+}
+
+impl Numbers<'_> {
+    /// The same of a source that is known by its log only; all threads are asked.
+    pub(super) fn origin(&self, origin: Origin<&str>) -> Option<u16> {
+        let mut all = (self.names.sources.write()).unwrap_or_else(PoisonError::into_inner);
+        all.number(origin.map(Box::from))
     }
 }
 
@@ -104,6 +117,7 @@ impl<'a> Numbers<'a> {
 #[derive(Debug)]
 pub(crate) struct Texts {
     actions: Vec<Arc<str>>,
+    /// Those of different logs are different even where they are equal.
     sources: Vec<Arc<Source>>,
     nothing: (Arc<str>, Arc<Source>),
 }
@@ -121,7 +135,7 @@ impl Texts {
         Self {
             actions: actions.all.iter().map(|name| (&**name).into()).collect(),
             sources: (sources.all.iter())
-                .map(|(role, node)| source(role, node))
+                .map(|origin| source(&origin.role, &origin.node))
                 .collect(),
             nothing: ("".into(), source("", "")),
         }
@@ -131,9 +145,11 @@ impl Texts {
         (self.actions.get(usize::from(number))).unwrap_or(&self.nothing.0)
     }
 
-    /// All sources by their numbers.
-    pub(crate) fn sources(&self) -> &[Arc<Source>] {
-        &self.sources
+    /// The number of the source that an event of these texts has, else of one like it.
+    pub(crate) fn number(&self, source: &Arc<Source>) -> Option<usize> {
+        let mut all = self.sources.iter();
+        let own = all.position(|known| Arc::ptr_eq(known, source));
+        own.or_else(|| self.sources.iter().position(|known| known == source))
     }
 
     pub(crate) fn source(&self, number: u16) -> &Arc<Source> {
@@ -141,10 +157,20 @@ impl Texts {
     }
 }
 
+impl Names {
+    /// All sources by their numbers.
+    pub(super) fn origins(&self) -> Vec<Origin<Box<str>>> {
+        let sources = (self.sources.read()).unwrap_or_else(PoisonError::into_inner);
+        sources.all.clone()
+    }
+}
+
 /// The place of each name in an order that does not depend on the threads.
 pub(super) struct Ranks {
     actions: Vec<u16>,
     sources: Vec<u16>,
+    /// Of each source the first that differs from it in nothing but its log.
+    alike: Vec<u16>,
 }
 
 impl Ranks {
@@ -158,6 +184,12 @@ impl Ranks {
             sources: ranks(sources.all.len(), |a, b| {
                 sources.all[*a].cmp(&sources.all[*b])
             }),
+            alike: (sources.all.iter())
+                .map(|own| {
+                    let first = sources.all.iter().position(|other| own.is_like(other));
+                    first.unwrap_or_default() as u16
+                })
+                .collect(),
         }
     }
 
@@ -166,6 +198,11 @@ impl Ranks {
             .get(usize::from(number))
             .copied()
             .unwrap_or(u16::MAX)
+    }
+
+    /// Whether two sources are the same but for their logs.
+    pub(super) fn are_alike(&self, a: u16, b: u16) -> bool {
+        a == b || self.alike.get(usize::from(a)) == self.alike.get(usize::from(b))
     }
 
     pub(super) fn source(&self, number: u16) -> u16 {

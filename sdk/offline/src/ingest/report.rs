@@ -36,6 +36,9 @@ pub struct Report {
     pub unreadable: BTreeMap<Reason, (u64, String)>,
     /// Files that could not be read to their end, with the reason.
     pub failed: Vec<String>,
+    /// Chrome traces, as SGLang's logger writes them beside its lines: how many, and the
+    /// first one.
+    pub skipped: Option<(usize, String)>,
 }
 
 impl Report {
@@ -46,5 +49,20 @@ impl Report {
             format!("{count} {lines} left out: {error} (first at {first})")
         });
         unreadable.chain(self.failed.iter().cloned()).collect()
+    }
+
+    /// What is as it should be and may surprise nevertheless, a line each.
+    pub fn notes(&self) -> Vec<String> {
+        let note = |(count, first): &(usize, String)| {
+            let files = if *count == 1 {
+                "Chrome trace"
+            } else {
+                "Chrome traces"
+            };
+            format!(
+                "{count} {files} left out, which only show what other files hold (first: {first})"
+            )
+        };
+        self.skipped.iter().map(note).collect()
     }
 }

@@ -1,21 +1,27 @@
 //! One thread's reading: lines into records.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use memchr::memmem;
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
-use omnitrace::legacy_log::{ActionLine, Line, parse_line};
+use omnitrace::legacy_log::{
+    ActionLine, AttributeMap, Line, SglangAction, SglangLine, Suffix, parse_line,
+};
 use omnitrace::span::Span;
+use omnitrace::value::Attribute;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Settings;
 use super::lines::Spot;
 use super::names::{Names, Numbers};
+use super::origin::{Origin, log_of};
 use super::partition::{Partitions, Router};
 use super::record::{Kind, Record};
 use super::report::Reason;
+use super::sglang::Node;
 use super::spill::{Spill, SpillError};
 use super::{foreign, free};
 use crate::clock::{LogClock, Register, is_since_boot};
@@ -31,6 +37,8 @@ pub(super) struct Seen {
     pub(super) exported: Vec<u64>,
     /// What each chunk says of its proxy's clock, where it says anything.
     pub(super) clocks: Vec<LogClock>,
+    /// Files that hold nothing but pictures of what other files hold.
+    pub(super) skipped: Vec<usize>,
 }
 
 impl Seen {
@@ -46,6 +54,7 @@ impl Seen {
         self.events += other.events;
         self.exported.extend(other.exported);
         self.clocks.extend(other.clocks);
+        self.skipped.extend(other.skipped);
         for (reason, (count, spot)) in other.unreadable {
             let (all, first) = self.unreadable.entry(reason).or_insert((0, spot));
             *all += count;
@@ -62,6 +71,10 @@ pub(super) struct Scanner<'a> {
     register: &'a Arc<Register>,
     /// The chunk's.
     clock: LogClock,
+    node: Node,
+    /// What tells its proxy from others, and the proxy's number once there was a line of it.
+    log: String,
+    proxy: Option<u16>,
     pub(super) seen: Seen,
     failed: Option<SpillError>,
 }
@@ -82,13 +95,23 @@ impl<'a> Scanner<'a> {
             settings,
             register,
             clock: LogClock::new(Arc::clone(register)),
+            node: Node::default(),
+            log: String::new(),
+            proxy: None,
             seen: Seen::default(),
             failed: None,
         }
     }
 
-    /// To be called before the lines of a chunk.
-    pub(super) fn begin(&mut self) {
+    /// To be called before the lines of a chunk of this file.
+    pub(super) fn begin(&mut self, path: &Path) {
+        self.node = Node::of_file(path);
+        self.log = log_of(path);
+        self.proxy = None;
+        self.next_clock();
+    }
+
+    fn next_clock(&mut self) {
         let next = LogClock::new(Arc::clone(self.register));
         let clock = std::mem::replace(&mut self.clock, next);
         if !clock.is_empty() {
@@ -118,6 +141,14 @@ impl<'a> Scanner<'a> {
                 }
                 return true;
             }
+            Ok(Line::Sglang(line)) => match line {
+                SglangLine::NoRoom => return true,
+                SglangLine::Action(action) => self.sglang_action(&action),
+                SglangLine::Step(step) => match self.node.step(&step) {
+                    Some(span) => self.put_span(&span, &foreign::to_bytes(&span)),
+                    None => Ok(Err(Reason::BadSpan)),
+                },
+            },
             Err(error) => Ok(Err(Reason::Line(error))),
         };
         match taken {
@@ -136,11 +167,17 @@ impl<'a> Scanner<'a> {
         if line.suffix.span.is_some() {
             return self.span(line, text);
         }
-        let (role, node) = self.source(line);
         let Some(action) = self.numbers.action(&line.action) else {
             return Ok(Err(Reason::TooManyNames));
         };
-        let Some(source) = self.numbers.source(role, node) else {
+        let source = match self.source(line) {
+            Some((role, node)) => self.numbers.source(role, node),
+            None => {
+                self.proxy = self.proxy.or_else(|| self.numbers.origin(self.own_proxy()));
+                self.proxy
+            }
+        };
+        let Some(source) = source else {
             return Ok(Err(Reason::TooManyNames));
         };
         let id = canonical_request_id(&line.request_id).as_bytes();
@@ -164,24 +201,55 @@ impl<'a> Scanner<'a> {
         Ok(if fits { Ok(()) } else { Err(Reason::TooLong) })
     }
 
-    /// Role and node that a line names. A process that did not know its role has written
+    fn sglang_action(&mut self, line: &SglangAction<'_>) -> Result<Result<(), Reason>, SpillError> {
+        let role = self.node.role_at(self.vocabulary, line.action);
+        let node = &*self.node.source.node;
+        let numbers = &mut self.numbers;
+        let (Some(action), Some(source)) =
+            (numbers.action(line.action), numbers.source(role, node))
+        else {
+            return Ok(Err(Reason::TooManyNames));
+        };
+        let id = line.room.as_bytes();
+        let record = Record {
+            hash: xxh3_64(id),
+            time: line.time,
+            action,
+            source,
+            occurrence: 0,
+            kind: Kind::Event,
+            id,
+            rest: &suffix(&line.attributes),
+        };
+        let fits = self.router.put(&record)?;
+        Ok(if fits { Ok(()) } else { Err(Reason::TooLong) })
+    }
+
+    /// The proxy whose log it is.
+    fn own_proxy(&self) -> Origin<&str> {
+        Origin {
+            role: "proxy",
+            node: "",
+            log: &self.log,
+        }
+    }
+
+    /// Role and node that a line names; none of a proxy's, which names none. A process that did not know its role has written
     /// "None", and one that did not find its address the reason for that.
-    fn source<'l>(&self, line: &'l ActionLine<'_>) -> (&'l str, &'l str)
+    fn source<'l>(&self, line: &'l ActionLine<'_>) -> Option<(&'l str, &'l str)>
     where
         'a: 'l,
     {
-        let Some((role, node)) = line.source else {
-            return ("proxy", "");
-        };
+        let (role, node) = line.source?;
         let role = line.suffix.role.as_deref().unwrap_or(role);
         let node = if node.contains(' ') { "" } else { node };
         if role != "None" && !role.is_empty() {
-            return (role, node);
+            return Some((role, node));
         }
         let action = self.vocabulary.action_named(&line.action);
         let known = action.and_then(|action| self.vocabulary.action(action).roles.first());
         let role = known.map_or(role, |role| &*self.vocabulary.role(*role).name);
-        (role, node)
+        Some((role, node))
     }
 
     fn span(
@@ -227,7 +295,7 @@ impl<'a> Scanner<'a> {
 
     /// To be called after the last line.
     pub(super) fn finish(mut self) -> Result<Seen, SpillError> {
-        self.begin();
+        self.next_clock();
         match self.failed {
             Some(error) => Err(error),
             None => {
@@ -236,6 +304,19 @@ impl<'a> Scanner<'a> {
             }
         }
     }
+}
+
+/// Attributes as our JSON object has them; nothing of none.
+fn suffix(attributes: &[Attribute]) -> Vec<u8> {
+    if attributes.is_empty() {
+        return Vec::new();
+    }
+    let suffix = Suffix {
+        attributes: AttributeMap(attributes.to_vec()),
+        ..Suffix::default()
+    };
+    // Writing to memory cannot fail.
+    serde_json::to_vec(&suffix).unwrap_or_default()
 }
 
 /// The host that nginx's line ends with, without its port; empty if there is none.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use omnitrace::SpanContext;
 use omnitrace::id::{SpanId, TraceId};
 use omnitrace::legacy_log::Suffix;
-use omnitrace::span::Span;
+use omnitrace::span::{Source, Span};
 
 use super::free;
 use super::group::{self, Entry, EntryKind};
@@ -181,29 +181,39 @@ impl Reader<'_> {
             };
             match entry.kind {
                 EntryKind::Request => {
-                    let mut request = request(bytes, &self.texts);
-                    request.iter_mut().for_each(|r| store.clocks.put_right(r));
-                    events.requests.extend(request);
+                    events
+                        .requests
+                        .extend(request(bytes, &self.texts, &store.clocks));
                 }
                 EntryKind::Span => events.spans.extend(free::read(bytes)),
             }
         }
         Ok(events)
     }
+
+    /// Marks the spans of one trace whose clocks were put right, and cuts each to its parent.
+    pub(crate) fn settle(&self, spans: &mut [Span]) {
+        let number = |source: &Arc<Source>| self.texts.number(source);
+        self.store.clocks.settle(spans, &number);
+    }
 }
 
-fn request(bytes: &[u8], texts: &Texts) -> Option<Request> {
+fn request(bytes: &[u8], texts: &Texts, clocks: &Clocks) -> Option<Request> {
     let (id, events) = group::read(bytes)?;
     let event = |kept: group::Kept<'_>| LoggedEvent {
         action: Arc::clone(texts.action(kept.action)),
-        time: kept.time,
+        time: clocks.put_right(kept.source.into(), kept.time),
         source: Arc::clone(texts.source(kept.source)),
         occurrence: kept.occurrence,
         extra: extra(kept.suffix).map(Box::new),
     };
+    let mut events: Vec<LoggedEvent> = events.map(event).collect();
+    if clocks.move_times() {
+        events.sort_by_key(|event| event.time);
+    }
     Some(Request {
         id: id.into(),
-        events: events.map(event).collect(),
+        events,
     })
 }
 

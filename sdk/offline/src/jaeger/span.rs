@@ -35,7 +35,7 @@ const SERVICE: &str = "service:";
 
 /// The role behind a service's name: what [`service_name`] gives this name.
 pub(crate) fn role_of(service: &str) -> String {
-    let vocabulary = Vocabulary::omni_vllm();
+    let vocabulary = Vocabulary::of_logs();
     let mut roles = vocabulary.roles().map(|(_, role)| role);
     if let Some(role) = roles.find(|role| *role.service == *service) {
         return role.name.to_string();

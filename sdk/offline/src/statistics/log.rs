@@ -37,7 +37,7 @@ pub fn over(
             for trace in batch {
                 for request in reader.trace(trace)?.requests {
                     let mut spans = bench.spans(&request);
-                    store.clocks().settle(&mut spans);
+                    reader.settle(&mut spans);
                     statistics.add(&spans);
                 }
             }

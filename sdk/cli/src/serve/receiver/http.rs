@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use flate2::read::MultiGzDecoder;
+use omnitrace_offline::otlp_json;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -100,7 +101,7 @@ impl Format {
             Self::Protobuf => {
                 ExportTraceServiceRequest::decode(body).map_err(|error| error.to_string())
             }
-            Self::Json => super::json::decode(body).map_err(|error| error.to_string()),
+            Self::Json => otlp_json::decode(body).map_err(|error| error.to_string()),
         }
         .map_err(|reason| Failure::bad(format!("the body is no export request: {reason}")))
     }

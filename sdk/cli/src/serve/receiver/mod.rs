@@ -2,7 +2,6 @@
 
 pub(super) mod grpc;
 pub(super) mod http;
-pub(super) mod json;
 
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,

@@ -285,8 +285,8 @@ fn damaged_lines_are_said_and_other_tools_lines_are_not_ours() {
         Err(LineError::BadProfile)
     );
     for other in [
-        "profile: engine_step start:1.5|finish:2.5|execute time:1|seqs:2",
-        "profile REQ_ID[12] action:p_1.Timestamp 1.5",
+        "profile: engine start:1.5|finish:2.5|execute time:1|seqs:2",
+        "profile REQ 12 action:p_1.Timestamp 1.5",
         "the user's profile: none",
         "profile_mainmodel: decode_x",
     ] {

@@ -1,8 +1,10 @@
 //! `--layout legacy`: the file of the old converter, for those who depend on its 45 spans,
-//! their names and tags and the four statistics traces in front.
+//! their names and tags and the four statistics traces in front; of SGLang's requests that
+//! of its own old converter, which has no statistics.
 
 mod chain;
 mod request;
+mod sglang;
 mod write;
 
 use omnitrace::Vocabulary;
@@ -21,6 +23,8 @@ struct Population {
     durations: Vec<[u64; SLOTS]>,
     /// The last two: the statistics traces take their times from the one before the last.
     last: Vec<Legacy>,
+    /// Requests that are not counted because they are SGLang's.
+    of_sglang: usize,
 }
 
 /// Writes the whole document; `put` takes its parts.
@@ -39,7 +43,7 @@ pub(super) fn write(
         skip = 0;
     }
     summary.note_incomplete(
-        job.store.requests(),
+        job.store.requests() - population.of_sglang,
         "the old layout leaves them out; --layout tree shows them",
     );
     let counted = &population.durations[skip..summary.complete - skip];
@@ -55,8 +59,17 @@ pub(super) fn write(
             let (mut text, mut traces, mut spans) = (Vec::new(), 0, 0);
             for trace in job.traces_of(batch) {
                 for request in &reader.trace(trace)?.requests {
+                    if !job.is_wanted(&request.id) {
+                        continue;
+                    }
+                    if sglang::is_request(request) {
+                        let written = sglang::trace(request, &mut text);
+                        traces += usize::from(written > 0);
+                        spans += written;
+                        continue;
+                    }
                     let legacy = Legacy::new(job.vocabulary, request);
-                    if !legacy.is_complete() || !job.is_wanted(&legacy.id) {
+                    if !legacy.is_complete() {
                         continue;
                     }
                     text.extend_from_slice(b",\n");
@@ -85,9 +98,13 @@ fn population(job: &Job<'_>, progress: &dyn Fn(usize)) -> Result<Population, Con
         job.batches(),
         || job.store.reader(),
         |reader, batch| -> Result<_, ConvertError> {
-            let mut complete = Vec::new();
+            let (mut complete, mut of_sglang) = (Vec::new(), 0);
             for trace in job.traces_of(batch) {
                 for request in &reader.trace(trace)?.requests {
+                    if sglang::is_request(request) {
+                        of_sglang += 1;
+                        continue;
+                    }
                     let legacy = Legacy::new(job.vocabulary, request);
                     if legacy.is_complete() {
                         let duration = |at| legacy.duration(at).unwrap_or(ABSENT);
@@ -95,9 +112,10 @@ fn population(job: &Job<'_>, progress: &dyn Fn(usize)) -> Result<Population, Con
                     }
                 }
             }
-            Ok((job.traces_of(batch).len(), complete))
+            Ok((job.traces_of(batch).len(), complete, of_sglang))
         },
-        |(looked_at, complete)| {
+        |(looked_at, complete, of_sglang)| {
+            population.of_sglang += of_sglang;
             for (durations, legacy) in complete {
                 population.durations.push(durations);
                 if population.last.len() == 2 {

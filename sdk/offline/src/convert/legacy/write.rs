@@ -45,7 +45,7 @@ pub(super) fn trace(
     };
     // Writing to memory cannot fail.
     let _ = write!(out, "{{\"traceID\":\"{trace_id}\",\"spans\":[");
-    let mut processes = Vec::new();
+    let mut names = Vec::new();
     let mut spans = 0;
     for at in (0..SLOTS).filter(|at| is_there[*at]) {
         let Some((start, end)) = request.ends(at) else {
@@ -63,7 +63,7 @@ pub(super) fn trace(
                 .get(at)
                 .map_or_else(|| action(to), |(_, _, name, _)| *name),
         };
-        processes.push(name);
+        names.push(name);
         let span_id = span_id(trace_id, at);
         let _ = write!(
             out,
@@ -128,8 +128,14 @@ pub(super) fn trace(
         }
         out.extend_from_slice(b"]}]}");
     }
+    processes(&names, out);
+    spans
+}
+
+/// What follows a trace's last span: a process for each name.
+pub(super) fn processes(names: &[&str], out: &mut Vec<u8>) {
     out.extend_from_slice(b"],\"processes\":{");
-    for (number, name) in processes.iter().enumerate() {
+    for (number, name) in names.iter().enumerate() {
         if number > 0 {
             out.push(b',');
         }
@@ -141,7 +147,6 @@ pub(super) fn trace(
         out.extend_from_slice(b"]}");
     }
     out.extend_from_slice(b"}}");
-    spans
 }
 
 fn operation(at: usize, request_id: &str) -> &str {
@@ -154,12 +159,13 @@ fn operation(at: usize, request_id: &str) -> &str {
     }
 }
 
-fn span_id(trace_id: TraceId, at: usize) -> SpanId {
+/// The id of the span that is known by `at` in its trace.
+pub(super) fn span_id(trace_id: TraceId, at: impl std::fmt::Display) -> SpanId {
     let key = format!("legacy\0{trace_id}\0{at}");
     SpanId::new(xxh3_64(key.as_bytes())).unwrap_or_else(SpanId::random)
 }
 
-fn tag(key: &str, value: &str, out: &mut Vec<u8>) {
+pub(super) fn tag(key: &str, value: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"key\":");
     text(key, out);
     out.extend_from_slice(b",\"type\":\"string\",\"value\":");
@@ -167,7 +173,8 @@ fn tag(key: &str, value: &str, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-fn number(key: &str, value: f64, out: &mut Vec<u8>) {
+/// Appends a tag and the comma before it.
+pub(super) fn number(key: &str, value: f64, out: &mut Vec<u8>) {
     out.extend_from_slice(b",{\"key\":");
     text(key, out);
     out.extend_from_slice(b",\"type\":\"float64\",\"value\":");

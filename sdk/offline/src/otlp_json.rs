@@ -9,7 +9,10 @@ use serde_json::{Map, Value};
 
 /// Reads an export request, or the content of an OTLP/JSON file, which has the
 /// same form.
-pub(in crate::serve) fn decode(body: &[u8]) -> serde_json::Result<ExportTraceServiceRequest> {
+///
+/// # Errors
+/// If it is not JSON, or not an export request's.
+pub fn decode(body: &[u8]) -> serde_json::Result<ExportTraceServiceRequest> {
     // Most bodies need no help; an error here is found again below.
     if let Ok(request) = serde_json::from_slice(body) {
         return Ok(request);
