@@ -4,11 +4,11 @@ beside Python, and ``python -m omnitrace``."""
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -52,27 +52,29 @@ def test_the_three_ways_say_and_do_the_same(logs: Path, arguments: list[str], st
     assert run(MODULE, *given) == of_binary
 
 
-def has_begun(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it is the command already, and no longer Python."""
-    return Path(f"/proc/{process.pid}/exe").resolve() == SCRIPT.resolve()
-
-
+@pytest.mark.parametrize("way", [[str(COMMAND)], [str(SCRIPT)], MODULE])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    call = [*MODULE, "convert", "-", str(tmp_path / "out.json")]
+def test_it_shows_its_progress_on_a_terminal_until_a_signal_ends_it(
+    tmp_path: Path, way: list[str], number: signal.Signals
+) -> None:
+    terminal, its_end = pty.openpty()
+    call = [*way, "convert", "-", str(tmp_path / "out.json")]
     # Nobody writes to its standard input: it waits. The tests may have been told to ignore
     # the signal.
     process = subprocess.Popen(
         call,
-        env=environment(),
+        env={**environment(), "TERM": "xterm"},
         stdin=subprocess.PIPE,
+        stderr=its_end,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
-    while not has_begun(process):
-        assert process.poll() is None
-        time.sleep(0.01)
+    shown = b""
+    while b"reading" not in shown:
+        shown += os.read(terminal, 4096)
     process.send_signal(number)
     process.wait(60)
+    os.close(its_end)
+    os.close(terminal)
     assert (process.returncode, list(tmp_path.iterdir())) == (-number, [])
 
 

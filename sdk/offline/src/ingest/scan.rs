@@ -8,7 +8,7 @@ use memchr::memmem;
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
 use omnitrace::legacy_log::{
-    ActionLine, AttributeMap, Line, SglangAction, SglangLine, Suffix, parse_line,
+    ActionLine, AttributeMap, Line, LineError, SglangAction, SglangLine, Suffix, parse_line,
 };
 use omnitrace::span::Span;
 use omnitrace::value::Attribute;
@@ -146,7 +146,7 @@ impl<'a> Scanner<'a> {
                 SglangLine::Action(action) => self.sglang_action(&action),
                 SglangLine::Step(step) => match self.node.step(&step) {
                     Some(span) => self.put_span(&span, &foreign::to_bytes(&span)),
-                    None => Ok(Err(Reason::BadSpan)),
+                    None => Ok(Err(Reason::Line(LineError::BadProfile))),
                 },
             },
             Err(error) => Ok(Err(Reason::Line(error))),
