@@ -60,9 +60,10 @@ class Vllm(Stack):
         in_engine: bool = True,
         decode_options: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        collector: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(folder, **options)
+        super().__init__(folder, collector=collector, **options)
         self.version = version
         self.traced = traced
         self.in_engine = in_engine
@@ -70,7 +71,8 @@ class Vllm(Stack):
         self.environment = dict(environment or {})
         self.side_channels = free_ports(2)
         self.collector = ObservedCollector(folder, f"http://127.0.0.1:{self.http}")
-        self.endpoint = self.collector.endpoint()
+        if collector is None:
+            self.endpoint = self.collector.endpoint()
 
     def start_receiver(self) -> None:
         """Starts what keeps the traces, and a real Collector before it."""
