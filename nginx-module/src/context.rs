@@ -41,8 +41,14 @@ pub(crate) struct RequestContext<'r> {
     pub(crate) arrived: u64,
     /// The location that the client's URI chose, before any internal redirect.
     pub(crate) route: &'r [u8],
+    /// The client sent no id: it was made here, and goes on in a header.
+    pub(crate) id_was_made: bool,
     /// Whether it is recorded.
     pub(crate) sampled: Cell<bool>,
+    /// That it arrived has been recorded.
+    begun: Cell<bool>,
+    /// Its place among the requests that are recorded when they are over.
+    pub(crate) place: Cell<Option<u32>>,
     /// Upstream tries of each kind numbered so far.
     numbered: [Cell<u16>; Try::COUNT],
     /// The client's request on its way.
@@ -156,7 +162,10 @@ impl<'r> RequestContext<'r> {
             Self {
                 trace_id,
                 debug,
+                id_was_made: header_made,
                 sampled: Cell::new(flags & SpanContext::SAMPLED != 0),
+                begun: Cell::new(false),
+                place: Cell::new(None),
                 route: request.location(),
                 request_id,
                 remote,
@@ -183,15 +192,43 @@ impl<'r> RequestContext<'r> {
             context.sampled.set(context.sampled.get() && on);
         }
         if let Some(recorder) = recorder.filter(|_| context.sampled.get()) {
-            if header_made || listens {
-                recorder.action(context, actions::START_TO_SCHEDULE, arrived, 0, &[]);
-            }
-            // Omni Proxy says it itself, when it gets the request.
-            if !listens {
-                recorder.action(context, actions::TIME_RECEIVED, arrived, 0, &[]);
+            if recorder.known(context).is_some() {
+                recorder.live.insert(context);
+            } else {
+                context.begin(recorder);
             }
         }
         Ok(context)
+    }
+
+    /// Whether something was recorded of it.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.get()
+    }
+
+    /// Records that it arrived, unless that was recorded.
+    pub(crate) fn begin(&self, recorder: &Recorder) {
+        if self.begun.replace(true) {
+            return;
+        }
+        recorder.live.begin(self);
+        let listens = self.omni.listens();
+        if self.id_was_made || listens {
+            recorder.action(self, actions::START_TO_SCHEDULE, self.arrived, 0, &[]);
+        }
+        // Omni Proxy says it itself, when it gets the request.
+        if !listens {
+            recorder.action(self, actions::TIME_RECEIVED, self.arrived, 0, &[]);
+        }
+    }
+
+    /// Records what is known of it as its worker ends.
+    pub(crate) fn say(&self, recorder: &Recorder) {
+        self.begin(recorder);
+        for peer in self.peers.take() {
+            // SAFETY: it is in the pool of this request, which is live.
+            unsafe { (*peer).say(self, recorder) };
+        }
     }
 
     /// A moment of it, of no try or of the first.
@@ -335,6 +372,16 @@ fn store<'r>(
         cleanup.handler = Some(DROP_CONTEXT);
         *request.ctx.add(HttpOmnitraceModule::module().ctx_index) = place.cast();
         Ok(&*place)
+    }
+}
+
+impl Drop for RequestContext<'_> {
+    fn drop(&mut self) {
+        if self.place.get().is_some()
+            && let Some(recorder) = Recorder::get()
+        {
+            recorder.live.remove(self);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ mod span;
 use crate::value::{ArrayRef, ValueRef};
 
 pub(crate) use envelope::{Envelope, ScopeEnvelope};
-pub(crate) use span::{dropped, event, free_span, link, more, phase_span, span};
+pub(crate) use span::{dropped, event, finished_span, free_span, link, more, phase_span, span};
 
 /// Wire types.
 const VARINT: u8 = 0;

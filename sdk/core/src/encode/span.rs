@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use crate::assembler::PhaseSpan;
+use crate::assembler::{FinishedSpan, PhaseSpan};
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
 use crate::span::{Dropped, Link, Place, Span, SpanEvent, SpanKind, StatusRef};
@@ -238,6 +238,26 @@ pub(crate) fn phase_span(span: &PhaseSpan<'_>, out: &mut Out) {
             .map(|(key, value)| (key.as_bytes(), Raw::from(value.as_ref()))),
         more: |out: &mut Out| out.more(span.events, &[], span.dropped),
         status: status_code(span.status.as_ref()),
+    }
+    .write(out);
+}
+
+/// Appends a phase's span that has come past the assembler's visits.
+pub(crate) fn finished_span(span: &FinishedSpan<'_>, out: &mut Out) {
+    Parts {
+        trace_id: span.trace_id,
+        span_id: span.span_id,
+        parent: span.parent_span_id,
+        parent_is_remote: span.parent_is_remote(),
+        flags: span.flags,
+        trace_state: b"",
+        name: span.name,
+        kind: span.kind,
+        start: span.start,
+        end: span.end,
+        attributes: span.attributes.iter().copied(),
+        more: |_: &mut Out| {},
+        status: span.is_error.then_some((2, b"")),
     }
     .write(out);
 }

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
+use crate::assembler::{Assembler, FinishedAttributes, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::clock::{self, Steering};
 use crate::config::Config;
 use crate::context::SpanContext;
@@ -12,7 +12,7 @@ use crate::delivery::{Delivery, Stats};
 use crate::event::{ActionName, Event, Parent};
 use crate::id::{TraceId, canonical_request_id};
 use crate::legacy_log;
-use crate::queue::{DecodedAction, Record};
+use crate::queue::{DecodedAction, DecodedPhase, Record};
 use crate::recorder::Recorder;
 use crate::span::Source;
 
@@ -330,6 +330,19 @@ impl Worker {
                 }
             }
             Record::Action(action) => self.take_action(action),
+            Record::Phase(phase) => self.take_phase(&phase),
+        }
+    }
+
+    fn take_phase(&mut self, phase: &DecodedPhase<'_>) {
+        self.delivery.stats.events += u64::from(phase.phase.actions);
+        let mut attributes = FinishedAttributes::new();
+        match self
+            .assembler
+            .finished(phase, &self.source, &mut attributes)
+        {
+            Some(span) => self.delivery.accept_finished(&span, self.now),
+            None => self.delivery.stats.unsampled += 1,
         }
     }
 

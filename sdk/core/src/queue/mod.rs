@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use record::PackedAttributes;
-pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedSpan};
-pub(crate) use record::{Cut, Encode, Kept, Limited, More, Record, SpanRecord, kept_id, more};
+pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedPhase, DecodedSpan};
+pub(crate) use record::{Cut, Encode, Kept, Limited, More, PhaseRecord, Record, SpanRecord};
+pub(crate) use record::{kept_id, more};
 use ring::Ring;
 use writer::Writer;
 
