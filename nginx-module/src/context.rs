@@ -12,6 +12,7 @@ use ngx::http::HttpModule;
 use omnitrace::id::{SpanId, TraceId, canonical_request_id};
 use omnitrace::propagation::Propagated;
 use omnitrace::{Action, KeyRef, Sampler, SpanContext, ValueRef};
+use smallvec::SmallVec;
 
 use crate::HttpOmnitraceModule;
 use crate::actions::{self, Try};
@@ -31,6 +32,8 @@ use crate::upstream::states::Covered;
 pub(crate) struct RequestContext<'r> {
     /// As the client sent it or as made here.
     pub(crate) request_id: &'r str,
+    /// The part of it that all processes share.
+    pub(crate) canonical: &'r str,
     /// The trace that the request belongs to.
     pub(crate) trace_id: TraceId,
     /// The caller's span, where a valid context came, with the decision that counts here.
@@ -56,13 +59,13 @@ pub(crate) struct RequestContext<'r> {
     /// Its subrequests, as far as they went through the rewrite phase.
     sub_hops: RefCell<Vec<Hop>>,
     /// Upstream exchanges whose tries are recorded while they happen; in the request's pool.
-    pub(crate) peers: RefCell<Vec<*mut TracedPeer>>,
+    pub(crate) peers: RefCell<SmallVec<[*mut TracedPeer; 1]>>,
     /// Which of nginx's own notes on tries the recorded tries are in.
-    pub(crate) covered: RefCell<Vec<Covered>>,
+    pub(crate) covered: RefCell<SmallVec<[Covered; 1]>>,
     /// The answer's tokens.
     pub(crate) tokens: RefCell<Tokens<'r>>,
-    /// What Omni Proxy says of it.
-    pub(crate) omni: OmniRequest,
+    /// What Omni Proxy says of it, where its location listens.
+    pub(crate) omni: Option<Box<OmniRequest>>,
 }
 
 /// The request or one of its subrequests on its way to an upstream.
@@ -73,7 +76,16 @@ pub(crate) struct Hop {
     /// It has a header list of its own.
     pub(crate) owns_headers: bool,
     /// The try that its `traceparent` announces, until that is made.
-    pub(crate) announced: Option<(Try, u16)>,
+    pub(crate) announced: Option<Announced>,
+}
+
+/// A try as the headers that go upstream announce it.
+#[derive(Clone, Copy)]
+pub(crate) struct Announced {
+    pub(crate) kind: Try,
+    pub(crate) number: u16,
+    /// The id of its span.
+    pub(crate) span: SpanId,
 }
 
 impl<'r> RequestContext<'r> {
@@ -152,10 +164,8 @@ impl<'r> RequestContext<'r> {
             headers::set(request, &X_REQUEST_ID, borrow(request_id))?;
         }
 
-        let trace_id = remote.map_or_else(
-            || TraceId::of_request(canonical_request_id(request_id)),
-            |remote| remote.trace_id,
-        );
+        let canonical = canonical_request_id(request_id);
+        let trace_id = remote.map_or_else(|| TraceId::of_request(canonical), |r| r.trace_id);
         let flags = remote.map_or_else(|| sampler.flags(None, trace_id), |remote| remote.flags);
         let context = store(
             request,
@@ -168,6 +178,7 @@ impl<'r> RequestContext<'r> {
                 place: Cell::new(None),
                 route: request.location(),
                 request_id,
+                canonical,
                 remote,
                 arrived,
                 numbered: Default::default(),
@@ -176,10 +187,7 @@ impl<'r> RequestContext<'r> {
                 peers: RefCell::default(),
                 covered: RefCell::default(),
                 tokens: RefCell::default(),
-                omni: match listens {
-                    true => OmniRequest::listening(made_up),
-                    false => OmniRequest::default(),
-                },
+                omni: listens.then(|| Box::new(OmniRequest::new(made_up))),
             },
         )?;
         // SAFETY: a request has its connection.
@@ -212,7 +220,7 @@ impl<'r> RequestContext<'r> {
             return;
         }
         recorder.live.begin(self);
-        let listens = self.omni.listens();
+        let listens = self.omni.is_some();
         if self.id_was_made || listens {
             recorder.action(self, actions::START_TO_SCHEDULE, self.arrived, 0, &[]);
         }
@@ -268,7 +276,7 @@ impl<'r> RequestContext<'r> {
     /// What the upstream of a request or subrequest is, by `omnitrace_upstream_role`; Omni Proxy's
     /// are known.
     pub(crate) fn upstream_role(&self, request: Request<'_>, conf: &LocationConfig) -> Try {
-        let known = if !self.omni.listens() {
+        let known = if self.omni.is_none() {
             None
         } else if request.is_main() {
             Some(Try::Decode)

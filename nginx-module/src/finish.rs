@@ -61,9 +61,9 @@ fn finish(request: Request<'_>) {
     describe(&mut attributes, request, context);
     tokens.describe(&mut attributes, context.arrived);
     let reads_count = !matches!(tokens, Tokens::Searched(_));
-    context
-        .omni
-        .finish(context, recorder, request, reads_count, &mut attributes);
+    if let Some(omni) = &context.omni {
+        omni.finish(context, recorder, request, reads_count, &mut attributes);
+    }
     if let Some(name) = conf.span_name().and_then(|name| request.evaluate(name)) {
         // Renames the span, by contract with the core's assembler.
         attributes.text(key!("omnitrace.span.name"), request.text(name));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
-use omnitrace::id::{PhaseKey, SpanId, canonical_request_id};
+use omnitrace::id::{PhaseKey, SpanId};
 use omnitrace::pipeline::StartError;
 use omnitrace::propagation::Propagators;
 use omnitrace::vocabulary::{KnownPhase, PhaseActions};
@@ -150,7 +150,7 @@ impl Recorder {
 
     /// What may be recorded at once of a request. Omni Proxy's lines say more of theirs.
     pub(crate) fn known(&self, context: &RequestContext) -> Option<&Known> {
-        self.known.as_ref().filter(|_| !context.omni.listens())
+        self.known.as_ref().filter(|_| context.omni.is_none())
     }
 
     /// Records the root of a request of which nothing else was recorded.
@@ -238,7 +238,7 @@ impl Recorder {
     pub(crate) fn span_id(&self, context: &RequestContext, phase: &str, occurrence: u16) -> SpanId {
         PhaseKey {
             trace_id: context.trace_id,
-            request_id: canonical_request_id(context.request_id),
+            request_id: context.canonical,
             remote_parent: context.remote_span(),
             entered: context.arrived,
             role: ROLE,

@@ -17,7 +17,7 @@ use omnitrace::{KeyRef, ValueRef};
 use crate::actions::Try;
 use crate::clock;
 use crate::conf::location::{LocationConfig, Trace};
-use crate::context::{Hop, RequestContext, named_by_header};
+use crate::context::{Announced, Hop, RequestContext, named_by_header};
 use crate::guard::guard;
 use crate::recorder::{Attributes, Finished, Recorder};
 use crate::request::{Request, bytes};
@@ -166,13 +166,13 @@ impl TracedPeer {
     fn take_number(&mut self, context: &RequestContext, recorder: &Recorder, request: Request<'_>) {
         if self.tries == 0 {
             let hop = context.hop(request);
-            if let Some((kind, number)) = hop.announced {
+            if let Some(Announced { kind, number, span }) = hop.announced {
                 context.set_hop(Hop {
                     announced: None,
                     ..hop
                 });
                 (self.kind, self.number) = (kind, number);
-                self.written = Some(context.try_span(recorder, kind, number));
+                self.written = Some(span);
                 return;
             }
             // A clone of its parent (slices, a cache's update) still names the parent's try.
@@ -183,8 +183,8 @@ impl TracedPeer {
                 .map(|named| named.span_id);
         }
         self.number = context.number(self.kind);
-        let span = context.try_span(recorder, self.kind, self.number);
         if let Some(written) = self.written {
+            let span = context.try_span(recorder, self.kind, self.number);
             let (old, new) = (written.to_string(), span.to_string());
             // SAFETY: the request's buffers belong to this exchange, and nginx is not writing now.
             if unsafe { replace(self.upstream, old.as_bytes(), new.as_bytes()) } {

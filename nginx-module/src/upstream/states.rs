@@ -44,7 +44,8 @@ pub(crate) fn record_rest(context: &RequestContext, recorder: &Recorder, now: u6
         // The header that went out names the announced try: the last, which got furthest.
         let mut announced = hop.announced;
         while let Some(note) = rest.pop() {
-            let (kind, number) = announced.take().unwrap_or_else(|| {
+            let announced = announced.take().map(|first| (first.kind, first.number));
+            let (kind, number) = announced.unwrap_or_else(|| {
                 let kind = context.upstream_role(request, LocationConfig::of(request));
                 (kind, context.number(kind))
             });
@@ -115,7 +116,8 @@ fn record<'r>(
     number: u16,
 ) {
     // Omni Proxy knows it to the microsecond.
-    let said = context.omni.started(kind).filter(|_| number == 0);
+    let said = context.omni.as_ref().and_then(|omni| omni.started(kind));
+    let said = said.filter(|_| number == 0);
     let start = said.unwrap_or(note.start);
     let end = note.end.max(start);
     let mut attributes = Attributes::default();
