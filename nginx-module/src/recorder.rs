@@ -1,11 +1,12 @@
 //! The way into the core crate: this process's pipeline and the attributes that go into it.
 
+use std::cell::RefCell;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
-use omnitrace::id::{PhaseKey, SpanId};
+use omnitrace::id::{PhaseKey, SpanId, SpanIds};
 use omnitrace::pipeline::StartError;
 use omnitrace::propagation::Propagators;
 use omnitrace::vocabulary::{KnownPhase, PhaseActions};
@@ -36,6 +37,7 @@ pub(crate) struct Recorder {
     pipeline: Pipeline,
     books: Option<OwnBooks>,
     node: Box<str>,
+    ids: RefCell<SpanIds>,
     /// What may be recorded at once, by whoever knows all of it.
     known: Option<Known>,
     /// Requests that are recorded when they are over.
@@ -116,6 +118,7 @@ impl Recorder {
             pipeline,
             books,
             node,
+            ids: RefCell::default(),
             live: LiveRequests::new(open),
         };
         RECORDER.store(Box::into_raw(Box::new(recorder)), Ordering::Relaxed);
@@ -246,7 +249,7 @@ impl Recorder {
             phase,
             occurrence,
         }
-        .span_id()
+        .span_id_with(&mut self.ids.borrow_mut())
     }
 }
 

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// A W3C trace id, never zero.
@@ -141,17 +140,20 @@ pub struct PhaseKey<'a> {
 impl PhaseKey<'_> {
     /// The id of the phase's span, the same wherever it is derived.
     pub fn span_id(&self) -> SpanId {
-        SpanIds::default()
-            .begin(self)
-            .of(self.phase, self.occurrence)
+        self.span_id_with(&mut SpanIds::default())
+    }
+
+    /// The same, in memory that is there.
+    pub fn span_id_with(&self, ids: &mut SpanIds) -> SpanId {
+        ids.begin(self).of(self.phase, self.occurrence)
     }
 }
 
 /// Span ids of one visit's phases: hashes of texts that differ only at their ends.
 /// Its memory is for the next visit's.
 #[derive(Default)]
-pub(crate) struct SpanIds {
-    text: SmallVec<[u8; 192]>,
+pub struct SpanIds {
+    text: Vec<u8>,
     common: usize,
 }
 

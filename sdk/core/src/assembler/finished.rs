@@ -1,20 +1,20 @@
 //! Phases of which the recorder has said everything at once: their spans need no visit. Each is
 //! what the assembler would have made of the phase's actions.
 
-use smallvec::SmallVec;
-
 use crate::context::SpanContext;
 use crate::encode::Raw;
 use crate::id::{PhaseKey, SpanId, TraceId, canonical_request_id};
-use crate::queue::DecodedPhase;
+use crate::key::Key;
+use crate::queue::{Attributes, DecodedPhase};
 use crate::span::{Moment, PhaseOriginRef, Source, SpanKind};
+use crate::vocabulary::Vocabulary;
 
 use super::Assembler;
 use super::keys::OWN;
 use super::visit::SPAN_NAME;
 
-/// Room for a span's attributes; seldom more.
-pub(crate) type FinishedAttributes<'a> = SmallVec<[(&'a [u8], Raw<'a>); 32]>;
+static ERROR_TYPE: Key = Key::new("error.type");
+static NAME: Key = Key::new(SPAN_NAME);
 
 /// The finished span of such a phase.
 pub(crate) struct FinishedSpan<'a> {
@@ -30,9 +30,11 @@ pub(crate) struct FinishedSpan<'a> {
     pub(crate) end: u64,
     /// Its status: an error, or nothing said.
     pub(crate) is_error: bool,
-    /// The recorded ones first.
-    pub(crate) attributes: &'a [(&'a [u8], Raw<'a>)],
+    /// The attributes that were recorded.
+    pub(crate) recorded: Attributes<'a>,
     pub(crate) origin: PhaseOriginRef<'a>,
+    vocabulary: &'a Vocabulary,
+    measures: u8,
 }
 
 impl FinishedSpan<'_> {
@@ -40,17 +42,38 @@ impl FinishedSpan<'_> {
     pub(crate) fn parent_is_remote(&self) -> bool {
         self.kind == SpanKind::Server
     }
+
+    /// The attributes that are not recorded but follow from the rest.
+    pub(crate) fn derived(&self, mut say: impl FnMut(&[u8], Raw<'_>)) {
+        let definition = self.vocabulary.phase(self.origin.phase);
+        let role = &self.vocabulary.role(definition.role).name;
+        for (key, text) in [
+            (&OWN.request_id, self.origin.request_id),
+            (&OWN.role, &**role),
+        ] {
+            say(key.as_bytes(), Raw::Text(text.as_bytes()));
+        }
+        for (at, measure) in definition.measures.iter().take(8).enumerate() {
+            if self.measures >> at & 1 != 0 {
+                let key = &self.vocabulary.measures()[*measure].attribute;
+                let seconds = (self.end - self.start) as f64 / 1e9;
+                say(key.as_bytes(), Raw::F64(seconds));
+            }
+        }
+        if self.origin.occurrence > 0 {
+            let count = i64::from(self.origin.occurrence);
+            say(OWN.occurrence.as_bytes(), Raw::I64(count));
+        }
+    }
 }
 
 impl Assembler {
-    /// The span of a finished phase, with its attributes where there is room for them. None: its
-    /// trace is not sampled.
-    pub(crate) fn finished<'s, 'a: 's>(
+    /// The span of a finished phase. None: its trace is not sampled.
+    pub(crate) fn finished<'a>(
         &'a mut self,
         finished: &DecodedPhase<'a>,
         source: &Source,
-        attributes: &'s mut FinishedAttributes<'a>,
-    ) -> Option<FinishedSpan<'s>> {
+    ) -> Option<FinishedSpan<'a>> {
         let request_id = canonical_request_id(finished.request_id);
         let context = finished.context;
         let trace_id = context.map_or_else(|| TraceId::of_request(request_id), |c| c.trace_id);
@@ -83,43 +106,19 @@ impl Assembler {
         };
         let span_id = ids.of(&definition.name, occurrence);
 
-        let (mut name, mut is_error) = (definition.name.as_bytes(), false);
-        for (key, value) in finished.attributes.clone() {
-            if let Raw::Text(text) = value {
-                is_error |= key == b"error.type";
-                if key == SPAN_NAME.as_bytes() {
-                    name = text;
-                }
-            }
-            attributes.push((key, value));
-        }
-        let recorded_attributes = attributes.len();
-        let text = |text: &'a str| Raw::Text(text.as_bytes());
-        attributes.push((OWN.request_id.as_bytes(), text(request_id)));
-        attributes.push((OWN.role.as_bytes(), text(&role.name)));
-        for (at, measure) in definition.measures.iter().take(8).enumerate() {
-            if u32::from(finished.phase.measures) >> at & 1 != 0 {
-                let key = vocabulary.measures()[*measure].attribute.as_bytes();
-                let seconds = (finished.end - finished.start) as f64 / 1e9;
-                attributes.push((key, Raw::F64(seconds)));
-            }
-        }
-        if occurrence > 0 {
-            let count = Raw::I64(i64::from(occurrence));
-            attributes.push((OWN.occurrence.as_bytes(), count));
-        }
+        let [error, name] = finished.attributes.texts([ERROR_TYPE.get(), NAME.get()]);
         let moment = |action, time| Some(Moment { action, time });
         Some(FinishedSpan {
             trace_id,
             span_id,
             parent_span_id,
             flags,
-            name,
+            name: name.unwrap_or(definition.name.as_bytes()),
             kind: definition.kind,
             start: finished.start,
             end: finished.end,
-            is_error,
-            attributes,
+            is_error: error.is_some(),
+            recorded: finished.attributes.clone(),
             origin: PhaseOriginRef {
                 request_id,
                 phase: finished.phase.phase,
@@ -129,8 +128,10 @@ impl Assembler {
                 start: moment(finished.phase.start, finished.start),
                 end: moment(finished.phase.end, finished.end),
                 seen: &[],
-                recorded_attributes,
+                recorded_attributes: finished.attributes.len(),
             },
+            vocabulary,
+            measures: finished.phase.measures,
         })
     }
 }

@@ -31,7 +31,7 @@ use crate::value::Attribute;
 use crate::vocabulary::{RoleId, Vocabulary};
 
 use emit::Emitter;
-pub(crate) use finished::{FinishedAttributes, FinishedSpan};
+pub(crate) use finished::FinishedSpan;
 use keys::Keys;
 pub use sink::{PhaseSpan, PhaseValue, Sink};
 use table::{SlotId, Table};

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::batch::{Batch, Memory, OpenBatch};
 use super::envelopes::Envelopes;
-use crate::assembler::{Assembler, FinishedAttributes, LooseEvent, PhaseSpan, Scope, Sink};
+use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::config::Config;
 use crate::context::SpanContext;
 use crate::event::{Action, Event, FinishedPhase};
@@ -105,9 +105,7 @@ impl Proxy {
                 }
             }
             Record::Phase(phase) => {
-                let mut room = FinishedAttributes::new();
-                let span = self.assembler.finished(&phase, &self.source, &mut room);
-                if let Some(span) = span {
+                if let Some(span) = self.assembler.finished(&phase, &self.source) {
                     self.open.push_finished(&span, Instant::now());
                 }
             }

@@ -255,8 +255,8 @@ pub(crate) fn finished_span(span: &FinishedSpan<'_>, out: &mut Out) {
         kind: span.kind,
         start: span.start,
         end: span.end,
-        attributes: span.attributes.iter().copied(),
-        more: |_: &mut Out| {},
+        attributes: span.recorded.clone(),
+        more: |out: &mut Out| span.derived(|key, value| out.attribute(9, key, value)),
         status: span.is_error.then_some((2, b"")),
     }
     .write(out);

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::assembler::{Assembler, FinishedAttributes, LooseEvent, PhaseSpan, Scope, Sink};
+use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::clock::{self, Steering};
 use crate::config::Config;
 use crate::context::SpanContext;
@@ -336,11 +336,7 @@ impl Worker {
 
     fn take_phase(&mut self, phase: &DecodedPhase<'_>) {
         self.delivery.stats.events += u64::from(phase.phase.actions);
-        let mut attributes = FinishedAttributes::new();
-        match self
-            .assembler
-            .finished(phase, &self.source, &mut attributes)
-        {
+        match self.assembler.finished(phase, &self.source) {
             Some(span) => self.delivery.accept_finished(&span, self.now),
             None => self.delivery.stats.unsampled += 1,
         }

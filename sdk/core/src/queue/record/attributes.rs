@@ -233,6 +233,33 @@ impl<'a> Attributes<'a> {
         self.typed().map(owned).collect()
     }
 
+    /// How many they are.
+    pub(crate) fn len(&self) -> usize {
+        self.left
+    }
+
+    /// The first text under each of these keys, in one pass.
+    pub(crate) fn texts<const N: usize>(&self, keys: [KeyRef<'_>; N]) -> [Option<&'a [u8]>; N] {
+        let mut found = [None; N];
+        let mut rest = self.clone();
+        for _ in 0..self.left {
+            let Some((key, Raw::Text(text))) = rest.read() else {
+                continue;
+            };
+            for (wanted, found) in keys.iter().zip(&mut found) {
+                let same = match (&key, wanted) {
+                    (Key::Known(id), KeyRef::Known(wanted)) => id == wanted,
+                    (Key::Known(id), KeyRef::Text(wanted)) => id.text() == *wanted,
+                    (Key::Text(bytes), wanted) => *bytes == wanted.text().as_bytes(),
+                };
+                if same && found.is_none() {
+                    *found = Some(text);
+                }
+            }
+        }
+        found
+    }
+
     fn read(&mut self) -> Option<(Key<'a>, Raw<'a>)> {
         let head = self.reader.word()?;
         let kind = head >> 16 & 0xff;

@@ -21,7 +21,7 @@ use super::ring::MAX_WORDS;
 use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
-pub(crate) use attributes::{Cut, Kept};
+pub(crate) use attributes::{Attributes, Cut, Kept};
 pub(crate) use limited::Limited;
 pub(crate) use more::More;
 pub use packed::PackedAttributes;
