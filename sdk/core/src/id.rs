@@ -200,7 +200,7 @@ fn parse_hex(digits: &[u8]) -> Option<u128> {
 
 /// The hexadecimal digits of a number, in lower case: all of them at once, for formatting would
 /// take longer than all the rest of a `traceparent`.
-pub(crate) fn hex(value: u64) -> [u8; 16] {
+pub fn hex(value: u64) -> [u8; 16] {
     /// A byte that comes again and again.
     const fn all(byte: u8) -> u128 {
         u128::from_ne_bytes([byte; 16])
