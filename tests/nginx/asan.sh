@@ -59,7 +59,9 @@ esac
 runtime=$(rustc +nightly --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/lib/librustc-nightly_rt.asan.a
 if [ ! -e "$directory/objs/nginx" ]; then
     cd "$directory/source"
-    "$(ls ./configure ./auto/configure 2>/dev/null | head -1)" "${flags[@]}" \
+    configure=./configure
+    [ -x "$configure" ] || configure=./auto/configure
+    "$configure" "${flags[@]}" \
         --builddir="$directory/objs" --with-cc=clang --with-cc-opt="$sanitize" \
         --with-ld-opt="-fno-sanitize=address -Wl,--whole-archive $runtime -Wl,--no-whole-archive -Wl,--export-dynamic \
 -lpthread -lrt -lm -ldl -lresolv -lgcc_s" > "$directory/configure.log" || {
