@@ -10,7 +10,8 @@
 # make module  the nginx module, with NGINX=/path/to/nginx-source for another nginx than
 #              Debian's; vendored: it and nginx 1.28; deb: the module as a Debian package
 # make test-vendored  the module's tests on nginx 1.28; reloads: a hundred under load;
-#              valgrind: a load under valgrind, on both; fuzz: the readers of foreign bytes
+#              valgrind: a load under valgrind, on both; asan: two million requests under
+#              AddressSanitizer, on both; fuzz: the readers of foreign bytes
 # make wheel   the Python wheel; with MANYLINUX=1 for older systems than this one too, with
 #              PGO=1 optimized by a profile, as it is released; command: the command
 
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: all demo test test-vllm lint bench bench-nginx bench-vllm bench-offline chaos outage interpreters \
-    miri profile module vendored deb test-vendored reloads valgrind fuzz wheel command \
+    miri profile module vendored deb test-vendored reloads valgrind asan fuzz wheel command \
     example fmt clean \
     test-rust test-python collector
 
@@ -199,8 +200,20 @@ reloads: $(T)/.venv module
 # REQUESTS are those of each nginx; two million take hours.
 valgrind: $(T)/.venv module vendored
 	@.ci/packages wrk valgrind
-	PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py $${REQUESTS:-20000}
-	$(ON_VENDORED) PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py $${REQUESTS:-20000}
+	PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
+	$(ON_VENDORED) PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
+
+# REQUESTS are those of each nginx; the default takes about half an hour. Both are built with
+# Rust's nightly, which brings the sanitizer's runtime, and clang.
+asan: $(T)/.packages $(T)/.venv
+	@rustc +nightly --version >/dev/null 2>&1 || { \
+	    echo "Rust's nightly is missing: rustup toolchain install nightly" >&2; exit 1; }
+	@.ci/packages wrk dpkg-dev
+	for version in debian vendored; do \
+	    tests/nginx/asan.sh $$version $(T)/asan/$$version && \
+	    OMNITRACE_NGINX=$(CURDIR)/$(T)/asan/$$version/objs/nginx \
+	    OMNITRACE_NGINX_MODULE=$(CURDIR)/$(T)/asan/$$version/libngx_http_omnitrace_module.so \
+	    PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py asan $${REQUESTS:-2000000} || exit 1; done
 
 # Ten minutes for each target, or FUZZ_SECONDS.
 fuzz:

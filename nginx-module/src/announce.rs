@@ -8,9 +8,10 @@ use nginx_sys::{ngx_http_request_t, ngx_int_t};
 use ngx::core::Status;
 use omnitrace::SpanContext;
 use omnitrace::propagation::Propagated;
+use smallvec::SmallVec;
 
 use crate::conf::location::{LocationConfig, Trace};
-use crate::context::{Hop, RequestContext};
+use crate::context::{Announced, Hop, RequestContext};
 use crate::guard::guard;
 use crate::headers::{self, HeaderName, TTFT_TRACEPARENT};
 use crate::omni_proxy;
@@ -57,7 +58,7 @@ fn announce(
     let kind = context.upstream_role(request, conf);
     if hop
         .announced
-        .is_some_and(|(announced, _)| announced == kind)
+        .is_some_and(|announced| announced.kind == kind)
     {
         return Ok(());
     }
@@ -65,16 +66,17 @@ fn announce(
         headers::unshare(request)?;
         hop.owns_headers = true;
     }
-    if let Some((other, number)) = hop.announced.take() {
-        context.give_back(other, number);
+    if let Some(other) = hop.announced.take() {
+        context.give_back(other.kind, other.number);
     }
     let parent = match context.remote {
         // There will be no span here to be a parent.
         Some(remote) if !context.sampled.get() => remote.span_id,
         _ => {
             let number = context.number(kind);
-            hop.announced = Some((kind, number));
-            context.try_span(recorder, kind, number)
+            let span = context.try_span(recorder, kind, number);
+            hop.announced = Some(Announced { kind, number, span });
+            span
         }
     };
     let announced = Propagated {
@@ -86,7 +88,7 @@ fn announce(
         debug: context.debug,
         ..Propagated::default()
     };
-    let mut written = Vec::with_capacity(4);
+    let mut written = SmallVec::<[_; 4]>::new();
     recorder.propagators().inject(&announced, |name, value| {
         written.push((name, request.copy(value.as_bytes())));
     });
@@ -125,6 +127,6 @@ fn has_made_up_copy(request: Request<'_>, context: &RequestContext) -> bool {
                 .as_bytes(),
         )
     };
-    context.omni.had_made_context
-        || context.omni.listens() && copy().is_some_and(omni_proxy::has_made)
+    let omni = context.omni.as_ref();
+    omni.is_some_and(|omni| omni.had_made_context || copy().is_some_and(omni_proxy::has_made))
 }

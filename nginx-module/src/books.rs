@@ -230,17 +230,19 @@ impl OwnBooks {
         })
     }
 
-    /// Brings the page up to date.
-    pub(crate) fn write(&self, stats: &Stats) {
+    /// Brings the page up to date. `unsaid` requests are open of which nothing was recorded yet.
+    pub(crate) fn write(&self, stats: &Stats, unsaid: u64) {
         let page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(page) = *page {
-            page.write(&Numbers::of(stats));
+            let mut numbers = Numbers::of(stats);
+            numbers.0[Count::OpenRequests as usize] += unsaid;
+            page.write(&numbers);
         }
     }
 
     /// Closes the page with its last numbers; nothing is written after it.
     pub(crate) fn close(&self, stats: &Stats) {
-        self.write(stats);
+        self.write(stats, 0);
         let page = self
             .page
             .lock()

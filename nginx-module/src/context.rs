@@ -12,6 +12,7 @@ use ngx::http::HttpModule;
 use omnitrace::id::{SpanId, TraceId, canonical_request_id};
 use omnitrace::propagation::Propagated;
 use omnitrace::{Action, KeyRef, Sampler, SpanContext, ValueRef};
+use smallvec::SmallVec;
 
 use crate::HttpOmnitraceModule;
 use crate::actions::{self, Try};
@@ -31,6 +32,8 @@ use crate::upstream::states::Covered;
 pub(crate) struct RequestContext<'r> {
     /// As the client sent it or as made here.
     pub(crate) request_id: &'r str,
+    /// The part of it that all processes share.
+    pub(crate) canonical: &'r str,
     /// The trace that the request belongs to.
     pub(crate) trace_id: TraceId,
     /// The caller's span, where a valid context came, with the decision that counts here.
@@ -41,8 +44,14 @@ pub(crate) struct RequestContext<'r> {
     pub(crate) arrived: u64,
     /// The location that the client's URI chose, before any internal redirect.
     pub(crate) route: &'r [u8],
+    /// The client sent no id: it was made here, and goes on in a header.
+    pub(crate) id_was_made: bool,
     /// Whether it is recorded.
     pub(crate) sampled: Cell<bool>,
+    /// That it arrived has been recorded.
+    begun: Cell<bool>,
+    /// Its place among the requests that are recorded when they are over.
+    pub(crate) place: Cell<Option<u32>>,
     /// Upstream tries of each kind numbered so far.
     numbered: [Cell<u16>; Try::COUNT],
     /// The client's request on its way.
@@ -50,13 +59,13 @@ pub(crate) struct RequestContext<'r> {
     /// Its subrequests, as far as they went through the rewrite phase.
     sub_hops: RefCell<Vec<Hop>>,
     /// Upstream exchanges whose tries are recorded while they happen; in the request's pool.
-    pub(crate) peers: RefCell<Vec<*mut TracedPeer>>,
+    pub(crate) peers: RefCell<SmallVec<[*mut TracedPeer; 1]>>,
     /// Which of nginx's own notes on tries the recorded tries are in.
-    pub(crate) covered: RefCell<Vec<Covered>>,
+    pub(crate) covered: RefCell<SmallVec<[Covered; 1]>>,
     /// The answer's tokens.
     pub(crate) tokens: RefCell<Tokens<'r>>,
-    /// What Omni Proxy says of it.
-    pub(crate) omni: OmniRequest,
+    /// What Omni Proxy says of it, where its location listens.
+    pub(crate) omni: Option<Box<OmniRequest>>,
 }
 
 /// The request or one of its subrequests on its way to an upstream.
@@ -67,7 +76,16 @@ pub(crate) struct Hop {
     /// It has a header list of its own.
     pub(crate) owns_headers: bool,
     /// The try that its `traceparent` announces, until that is made.
-    pub(crate) announced: Option<(Try, u16)>,
+    pub(crate) announced: Option<Announced>,
+}
+
+/// A try as the headers that go upstream announce it.
+#[derive(Clone, Copy)]
+pub(crate) struct Announced {
+    pub(crate) kind: Try,
+    pub(crate) number: u16,
+    /// The id of its span.
+    pub(crate) span: SpanId,
 }
 
 impl<'r> RequestContext<'r> {
@@ -146,19 +164,21 @@ impl<'r> RequestContext<'r> {
             headers::set(request, &X_REQUEST_ID, borrow(request_id))?;
         }
 
-        let trace_id = remote.map_or_else(
-            || TraceId::of_request(canonical_request_id(request_id)),
-            |remote| remote.trace_id,
-        );
+        let canonical = canonical_request_id(request_id);
+        let trace_id = remote.map_or_else(|| TraceId::of_request(canonical), |r| r.trace_id);
         let flags = remote.map_or_else(|| sampler.flags(None, trace_id), |remote| remote.flags);
         let context = store(
             request,
             Self {
                 trace_id,
                 debug,
+                id_was_made: header_made,
                 sampled: Cell::new(flags & SpanContext::SAMPLED != 0),
+                begun: Cell::new(false),
+                place: Cell::new(None),
                 route: request.location(),
                 request_id,
+                canonical,
                 remote,
                 arrived,
                 numbered: Default::default(),
@@ -167,10 +187,7 @@ impl<'r> RequestContext<'r> {
                 peers: RefCell::default(),
                 covered: RefCell::default(),
                 tokens: RefCell::default(),
-                omni: match listens {
-                    true => OmniRequest::listening(made_up),
-                    false => OmniRequest::default(),
-                },
+                omni: listens.then(|| Box::new(OmniRequest::new(made_up))),
             },
         )?;
         // SAFETY: a request has its connection.
@@ -183,15 +200,43 @@ impl<'r> RequestContext<'r> {
             context.sampled.set(context.sampled.get() && on);
         }
         if let Some(recorder) = recorder.filter(|_| context.sampled.get()) {
-            if header_made || listens {
-                recorder.action(context, actions::START_TO_SCHEDULE, arrived, 0, &[]);
-            }
-            // Omni Proxy says it itself, when it gets the request.
-            if !listens {
-                recorder.action(context, actions::TIME_RECEIVED, arrived, 0, &[]);
+            if recorder.known(context).is_some() {
+                recorder.live.insert(context);
+            } else {
+                context.begin(recorder);
             }
         }
         Ok(context)
+    }
+
+    /// Whether something was recorded of it.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.get()
+    }
+
+    /// Records that it arrived, unless that was recorded.
+    pub(crate) fn begin(&self, recorder: &Recorder) {
+        if self.begun.replace(true) {
+            return;
+        }
+        recorder.live.begin(self);
+        let listens = self.omni.is_some();
+        if self.id_was_made || listens {
+            recorder.action(self, actions::START_TO_SCHEDULE, self.arrived, 0, &[]);
+        }
+        // Omni Proxy says it itself, when it gets the request.
+        if !listens {
+            recorder.action(self, actions::TIME_RECEIVED, self.arrived, 0, &[]);
+        }
+    }
+
+    /// Records what is known of it as its worker ends.
+    pub(crate) fn say(&self, recorder: &Recorder) {
+        self.begin(recorder);
+        for peer in self.peers.take() {
+            // SAFETY: it is in the pool of this request, which is live.
+            unsafe { (*peer).say(self, recorder) };
+        }
     }
 
     /// A moment of it, of no try or of the first.
@@ -231,7 +276,7 @@ impl<'r> RequestContext<'r> {
     /// What the upstream of a request or subrequest is, by `omnitrace_upstream_role`; Omni Proxy's
     /// are known.
     pub(crate) fn upstream_role(&self, request: Request<'_>, conf: &LocationConfig) -> Try {
-        let known = if !self.omni.listens() {
+        let known = if self.omni.is_none() {
             None
         } else if request.is_main() {
             Some(Try::Decode)
@@ -335,6 +380,16 @@ fn store<'r>(
         cleanup.handler = Some(DROP_CONTEXT);
         *request.ctx.add(HttpOmnitraceModule::module().ctx_index) = place.cast();
         Ok(&*place)
+    }
+}
+
+impl Drop for RequestContext<'_> {
+    fn drop(&mut self) {
+        if self.place.get().is_some()
+            && let Some(recorder) = Recorder::get()
+        {
+            recorder.live.remove(self);
+        }
     }
 }
 

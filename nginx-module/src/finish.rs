@@ -57,13 +57,13 @@ fn finish(request: Request<'_>) {
     states::record_rest(context, recorder, now);
 
     let tokens = context.tokens.take();
-    let mut attributes = Attributes::with_capacity(32 + conf.span_attrs().len());
+    let mut attributes = Attributes::default();
     describe(&mut attributes, request, context);
     tokens.describe(&mut attributes, context.arrived);
     let reads_count = !matches!(tokens, Tokens::Searched(_));
-    context
-        .omni
-        .finish(context, recorder, request, reads_count, &mut attributes);
+    if let Some(omni) = &context.omni {
+        omni.finish(context, recorder, request, reads_count, &mut attributes);
+    }
     if let Some(name) = conf.span_name().and_then(|name| request.evaluate(name)) {
         // Renames the span, by contract with the core's assembler.
         attributes.text(key!("omnitrace.span.name"), request.text(name));
@@ -73,12 +73,11 @@ fn finish(request: Request<'_>) {
             attributes.text(key.as_str().into(), request.text(value));
         }
     }
-    recorder.last_action(
-        context,
-        actions::RECEIVED_ALL_TOKENS,
-        now,
-        attributes.as_slice(),
-    );
+    let attributes = attributes.as_slice();
+    match recorder.known(context) {
+        Some(known) if !context.has_begun() => recorder.root(known, context, now, attributes),
+        _ => recorder.last_action(context, actions::RECEIVED_ALL_TOKENS, now, attributes),
+    }
 }
 
 /// The attributes of the HTTP semantic conventions for a SERVER span.

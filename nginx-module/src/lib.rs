@@ -44,6 +44,7 @@ mod context;
 mod finish;
 mod guard;
 mod headers;
+mod live;
 mod omni_proxy;
 mod process;
 mod request;

@@ -103,9 +103,10 @@ fn hear(line: ProxyLine<'_>) {
 /// The request that the line before was about, if this line is of the same connection.
 fn with_last(line: ProxyLine<'_>, body: impl FnOnce(&OmniRequest)) {
     let last = with_worker(|worker| worker.requests.last(line.connection?)).flatten();
-    if let Some(context) = last {
-        // SAFETY: a request that is known is live, and this is the thread that ends it.
-        body(unsafe { &context.as_ref().omni });
+    // SAFETY: a request that is known is live, and this is the thread that ends it.
+    let omni = last.and_then(|context| unsafe { context.as_ref() }.omni.as_deref());
+    if let Some(omni) = omni {
+        body(omni);
     }
 }
 
@@ -125,8 +126,9 @@ fn hear_action(connection: Option<u64>, action: ProxyAction<'_>) {
         Some(Some(context)) => {
             // SAFETY: as above; the worker's state is free again.
             let context: &RequestContext<'_> = unsafe { context.as_ref() };
-            if let Some(recorder) = Recorder::get().filter(|_| context.sampled.get()) {
-                context.omni.hear(context, recorder, action, time);
+            let recorder = Recorder::get().filter(|_| context.sampled.get());
+            if let (Some(recorder), Some(omni)) = (recorder, &context.omni) {
+                omni.hear(context, recorder, action, time);
             }
         }
         // Another worker's, or this one's and seen by another thread.

@@ -229,7 +229,7 @@ fn start_search(request: Request<'_>) {
         TokenSearch::On => true,
         // nginx's own answers say nothing of tokens.
         TokenSearch::Auto => {
-            (!request.upstream.is_null() || context.omni.listens())
+            (!request.upstream.is_null() || context.omni.is_some())
                 && (is_document || is_of_type(content_type, b"text/event-stream"))
         }
     };

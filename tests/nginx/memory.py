@@ -1,9 +1,11 @@
-"""A load on an nginx that runs under valgrind: no invalid access, nothing lost.
+"""A load on an nginx whose memory is watched: no invalid access, nothing lost.
 
-    python tests/nginx/memory.py REQUESTS
+    python tests/nginx/memory.py valgrind|asan REQUESTS
 
-`make valgrind`. nginx is one process, so that one report has everything; what it is asked goes
-through every hook of the module, well-formed and not.
+`make valgrind` and `make asan`. What nginx is asked goes through every hook of the module,
+well-formed and not. Under valgrind it is one process, so that one report has everything. With
+AddressSanitizer (nginx and module built by asan.sh) it has workers and is reloaded again and
+again, until the last third of the requests, which one worker answers: its memory must not grow.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from nginx_peers import Collector, Upstream, hang_up, reply, stream
@@ -25,6 +28,9 @@ from nginx_server import MODULE, Nginx, raw
 PATHS = ("/", "/proxied", "/retried", "/stream", "/subrequests", "/variable", "/missing")
 # Blocks that are there for good, however many requests there were; it is some 350.
 MOST_KEPT = 1000
+# Bytes that the last worker may grow by: some for each of its requests, for what the sanitizer
+# keeps varies. The smallest block lost per request would be more.
+MOST_GROWN = 4 << 20
 CHUNK = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n'
 ODD = [
     b"NONSENSE\r\n\r\n",
@@ -39,41 +45,89 @@ ODD = [
 ]
 
 
-def main() -> None:
-    wanted = int(sys.argv[1])
-    valgrind = shutil.which("valgrind")
-    assert valgrind, "valgrind is missing: apt-get install valgrind"
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        collector = Collector()
-        stack.callback(collector.close)
-        arrived = 0
+class Load:
+    """An nginx with the servers behind it, and what it is asked."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.collector = Collector()
+        stack.callback(self.collector.close)
+        self.bytes_of_spans = 0
+        self.done = 0
 
         def count(body: bytes) -> None:
-            nonlocal arrived
-            arrived += len(body)
+            self.bytes_of_spans += len(body)
 
-        collector.take = count  # type: ignore[method-assign]
-        servers = [Upstream(reply()), Upstream(hang_up), Upstream(stream([CHUNK] * 20))]
-        for server in servers:
+        self.collector.take = count  # type: ignore[method-assign]
+        self.servers = [Upstream(reply()), Upstream(hang_up), Upstream(stream([CHUNK] * 20))]
+        for server in self.servers:
             stack.callback(server.close)
             # wrk leaves in the middle of answers.
             server.server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        nginx = Nginx(folder)
-        nginx.configure(_site(nginx, collector, *servers), "daemon off; master_process off;")
-        report = folder / "valgrind.log"
-        command = [
-            valgrind, "--leak-check=full", "--show-leak-kinds=definite",
-            "--errors-for-leak-kinds=none", "--num-callers=30",
-            f"--log-file={report}", *nginx.command(),
-        ]  # fmt: skip
-        nginx.process = subprocess.Popen(command, env={**os.environ, "RUST_BACKTRACE": "0"})
-        nginx.wait_for(nginx.answers, "nginx does not listen")
-        done = _load(nginx, servers, wanted)
-        _quit(nginx.process)
-        text = report.read_text()
-        books = nginx.books()
-    print(f"{done} requests, {arrived} bytes of spans, books {books}")
+        self.nginx = Nginx(self.folder)
+
+    def site(self) -> str:
+        good, bad, llm = self.servers
+        return f"""
+            omnitrace on; omnitrace_legacy_log off;
+            omnitrace_span_attr app.path $uri;
+            omnitrace_exporter {{ endpoint {self.collector.url}; interval 200ms; }}
+            upstream both {{ server {bad.address}; server {good.address}; }}
+            server {{
+                listen 127.0.0.1:{self.nginx.port};
+                location / {{ return 200 $omnitrace_trace_id; }}
+                location /proxied {{ proxy_pass http://{good.address}; }}
+                location /retried {{ proxy_pass http://both; }}
+                location /stream {{ proxy_buffering off; proxy_pass http://{llm.address}; }}
+                location /subrequests {{ mirror /mirror; proxy_pass http://{good.address}; }}
+                location /mirror {{ internal; proxy_pass http://{good.address}; }}
+                location /variable {{ set $to {good.address}; proxy_pass http://$to; }}
+                location /missing {{ root /nonexistent; error_page 404 = /proxied; }}
+            }}"""
+
+    def rounds(self, wanted: int) -> Iterator[int]:
+        """Asks for everything again and again, and says how many requests there were."""
+        while self.done < wanted:
+            for path in PATHS:
+                command = ["wrk", "-t1", "-c8", "-d2s", f"{self.nginx.url}{path}"]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                self.done += int(re.findall(r"(\d+) requests in", said)[0])
+            for request in ODD:
+                raw(self.nginx, request)
+            self.done += len(ODD)
+            for server in self.servers:
+                server.received.clear()
+            print(f"{self.done} requests", file=sys.stderr)
+            yield self.done
+
+    def said(self) -> str:
+        return f"{self.done} requests, {self.bytes_of_spans} bytes of spans"
+
+
+def main() -> None:
+    tool, wanted = sys.argv[1], int(sys.argv[2])
+    with contextlib.ExitStack() as stack:
+        {"valgrind": under_valgrind, "asan": with_asan}[tool](Load(stack), wanted)
+
+
+def under_valgrind(load: Load, wanted: int) -> None:
+    valgrind = shutil.which("valgrind")
+    assert valgrind, "valgrind is missing: apt-get install valgrind"
+    nginx = load.nginx
+    nginx.configure(load.site(), "daemon off; master_process off;")
+    report = load.folder / "valgrind.log"
+    command = [
+        valgrind, "--leak-check=full", "--show-leak-kinds=definite",
+        "--errors-for-leak-kinds=none", "--num-callers=30",
+        f"--log-file={report}", *nginx.command(),
+    ]  # fmt: skip
+    nginx.process = subprocess.Popen(command, env={**os.environ, "RUST_BACKTRACE": "0"})
+    nginx.wait_for(nginx.answers, "nginx does not listen")
+    for _ in load.rounds(wanted):
+        pass
+    _quit(nginx.process)
+    text = report.read_text()
+    print(f"{load.said()}, books {nginx.books()}")
     errors = re.findall(r"ERROR SUMMARY: (\d+) errors", text)
     [(kept, blocks)] = re.findall(r"in use at exit: ([\d,]+) bytes in ([\d,]+) blocks", text)
     # nginx forgets a few bytes of its own at its end.
@@ -85,6 +139,56 @@ def main() -> None:
         raise SystemExit(1)
 
 
+def with_asan(load: Load, wanted: int) -> None:
+    nginx = load.nginx
+    report = load.folder / "asan"
+    options = {
+        "log_path": report, "detect_leaks": 1, "abort_on_error": 0, "exitcode": 99,
+        # What was freed is kept for a while, to be seen if it is used: less than by default, so
+        # that memory stands still soon.
+        "quarantine_size_mb": 16, "malloc_context_size": 20,
+    }  # fmt: skip
+    if symbolizer := shutil.which("llvm-symbolizer") or shutil.which("llvm-symbolizer-14"):
+        options["external_symbolizer_path"] = symbolizer
+    text = ":".join(f"{name}={value}" for name, value in options.items())
+    nginx.start(load.site(), environment={"ASAN_OPTIONS": text, "RUST_BACKTRACE": "0"})
+    reloads, sizes = 0, []
+    for done in load.rounds(wanted):
+        if done < wanted * 2 // 3:
+            reloads += 1
+            nginx.reload()
+        else:
+            [worker] = nginx.workers()
+            sizes.append(_resident(worker))
+    nginx.stop()
+    nginx.assert_healthy()
+    # It goes up and down by some MiB: the later half against the earlier one.
+    middle = max(1, len(sizes) // 2)
+    later = sizes[middle:] or sizes
+    grown = sum(later) // len(later) - sum(sizes[:middle]) // middle
+    reports = [path.read_text(errors="replace") for path in load.folder.glob("asan.*")]
+    # nginx forgets a few bytes of its own at its end.
+    bad = [text for text in reports if "ERROR: AddressSanitizer" in text or "omnitrace" in text]
+    books = nginx.books()
+    lost = sum(book["dropped"] + book["events lost"] for book in books)
+    spans = sum(book["exported"] for book in books)
+    print(
+        f"{load.said()}, {spans} spans exported, {lost} lost; {reloads} reloads; "
+        f"{len(bad)} errors in {len(reports)} reports; the last worker has grown by {grown >> 10} KiB from "
+        f"{sizes[0] >> 10} KiB in {len(sizes)} rounds"
+    )
+    if bad or grown > MOST_GROWN:
+        print("\n".join(bad))
+        print("sizes in KiB:", [size >> 10 for size in sizes])
+        raise SystemExit(1)
+
+
+def _resident(process: int) -> int:
+    """Bytes of memory that a process has."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) << 10
+
+
 def _quit(process: subprocess.Popen[bytes]) -> None:
     # A signal that comes just before nginx waits for events is seen with the next one.
     for _ in range(60):
@@ -93,41 +197,6 @@ def _quit(process: subprocess.Popen[bytes]) -> None:
             assert process.wait(timeout=10) == 0
             return
     raise TimeoutError("nginx does not end")
-
-
-def _site(nginx: Nginx, collector: Collector, good: Upstream, bad: Upstream, llm: Upstream) -> str:
-    return f"""
-        omnitrace on; omnitrace_legacy_log off;
-        omnitrace_span_attr app.path $uri;
-        omnitrace_exporter {{ endpoint {collector.url}; interval 200ms; }}
-        upstream both {{ server {bad.address}; server {good.address}; }}
-        server {{
-            listen 127.0.0.1:{nginx.port};
-            location / {{ return 200 $omnitrace_trace_id; }}
-            location /proxied {{ proxy_pass http://{good.address}; }}
-            location /retried {{ proxy_pass http://both; }}
-            location /stream {{ proxy_buffering off; proxy_pass http://{llm.address}; }}
-            location /subrequests {{ mirror /mirror; proxy_pass http://{good.address}; }}
-            location /mirror {{ internal; proxy_pass http://{good.address}; }}
-            location /variable {{ set $to {good.address}; proxy_pass http://$to; }}
-            location /missing {{ root /nonexistent; error_page 404 = /proxied; }}
-        }}"""
-
-
-def _load(nginx: Nginx, servers: list[Upstream], wanted: int) -> int:
-    done = 0
-    while done < wanted:
-        for path in PATHS:
-            command = ["wrk", "-t1", "-c8", "-d2s", f"{nginx.url}{path}"]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            done += int(re.findall(r"(\d+) requests in", said)[0])
-        for request in ODD:
-            raw(nginx, request)
-        done += len(ODD)
-        for server in servers:
-            server.received.clear()
-        print(f"{done} requests", file=sys.stderr)
-    return done
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from nginx_peers import Collector, Received, StartUpstream
+from nginx_peers import Answer, Collector, Received, StartUpstream
 from nginx_server import Nginx, free_port, get, tracing
 from nginx_trees import root, trees
+from test_nginx_tokens import TOKENS
 
 
 def site(nginx: Nginx, directives: str) -> str:
@@ -72,12 +73,21 @@ def waiting(nginx: Nginx) -> socket.socket:
 
 
 def endless(handler: BaseHTTPRequestHandler, _: Received) -> None:
+    keep_sending(handler, "text/plain", b"begin")
+
+
+def endless_stream(handler: BaseHTTPRequestHandler, _: Received) -> None:
+    keep_sending(handler, "text/event-stream", b'data: {"content":"begin"}\n\n')
+
+
+def keep_sending(handler: BaseHTTPRequestHandler, content_type: str, piece: bytes) -> None:
     handler.send_response(200)
+    handler.send_header("Content-Type", content_type)
     handler.send_header("Content-Length", "100000")
     handler.end_headers()
     with contextlib.suppress(OSError):
         while True:
-            handler.wfile.write(b"begin")
+            handler.wfile.write(piece)
             handler.wfile.flush()
             time.sleep(0.05)
 
@@ -105,10 +115,11 @@ def test_a_worker_that_is_told_to_leave_ends_its_requests_spans(
     assert (name, call[0], call[2]) == ("Trace for Omni Proxy", "Upstream request", True)
 
 
+@pytest.mark.parametrize(("answer", "events"), [(endless, []), (endless_stream, TOKENS[:1])])
 def test_what_is_open_when_nginx_stops_at_once_is_marked_incomplete(
-    nginx: Nginx, collector: Collector, upstream: StartUpstream
+    nginx: Nginx, collector: Collector, upstream: StartUpstream, answer: Answer, events: list[str]
 ) -> None:
-    server = upstream(endless)
+    server = upstream(answer)
     nginx.start(
         f"""{tracing(collector)} proxy_buffering off;
         server {{
@@ -119,8 +130,10 @@ def test_what_is_open_when_nginx_stops_at_once_is_marked_incomplete(
     with waiting(nginx):
         nginx.stop(signal.SIGTERM)
     names = {**nginx.names, server.port: "<upstream>"}
-    [(name, _, _, attributes, _, [call])] = trees(collector.spans, names)
+    [(name, _, _, attributes, seen, [call])] = trees(collector.spans, names)
     assert (name, call[0]) == ("Trace for Omni Proxy", "Upstream request")
+    # More tokens may have come meanwhile.
+    assert seen[: len(events)] == events and bool(seen) == bool(events)
     assert attributes["omnitrace.incomplete"] and call[3]["omnitrace.incomplete"]
 
 

@@ -7,10 +7,12 @@ import os
 import re
 import signal
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
-from nginx_peers import Collector
+from nginx_peers import Collector, Received, StartUpstream, reply
 from nginx_server import Nginx, Response, free_port, get, raw, tracing
 
 NOTHING: dict[str, Any] = {
@@ -120,6 +122,33 @@ def test_a_worker_that_still_ends_is_counted(nginx: Nginx, collector: Collector)
             pass
     nginx.wait_for(lambda: status(nginx)["workers"] == 1, "the old worker does not end")
     assert wait_for_spans(nginx, exported=3)["spans"]["created"] == 3
+
+
+def test_a_request_is_open_until_it_has_its_answer(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    release = threading.Event()
+
+    def wait(handler: BaseHTTPRequestHandler, request: Received) -> None:
+        release.wait(10)
+        reply()(handler, request)
+
+    server = upstream(wait)
+    nginx.start(
+        f"""{tracing(collector)}
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{ proxy_pass http://{server.address}; }}
+            location = /json {{ omnitrace off; omnitrace_status json; }}
+        }}"""
+    )
+    client = threading.Thread(target=get, args=(nginx,))
+    client.start()
+    nginx.wait_for(lambda: status(nginx)["open_requests"] == 1, "the request is not counted")
+    release.set()
+    client.join()
+    books = wait_for_spans(nginx, exported=2)
+    assert (books["open_requests"], books["events"]["recorded"]) == (0, 5)
 
 
 def test_what_a_killed_worker_held_is_lost_and_said_so(nginx: Nginx) -> None:

@@ -35,10 +35,9 @@ pub(crate) fn is_prefill(request: Request<'_>) -> bool {
     !request.is_main() && unsafe { bytes(request.uri) }.starts_with(PREFILL_URI)
 }
 
-/// What is known of one request; nothing where its location does not listen.
+/// What is known of one request whose location listens.
 #[derive(Default)]
 pub(crate) struct OmniRequest {
-    listens: bool,
     /// Omni Proxy had made a context up for it.
     pub(crate) had_made_context: bool,
     /// Under which it is known to the worker.
@@ -75,28 +74,19 @@ impl Node {
 }
 
 impl OmniRequest {
-    /// Of a request whose location listens.
-    pub(crate) fn listening(had_made_context: bool) -> Self {
+    pub(crate) fn new(had_made_context: bool) -> Self {
         Self {
-            listens: true,
             had_made_context,
             ..Self::default()
         }
     }
 
-    /// Whether its location listens.
-    pub(crate) fn listens(&self) -> bool {
-        self.listens
-    }
-
     /// Makes it known to its worker by its id. `context` is what it is in, at its final place.
     pub(crate) fn register(context: &RequestContext<'_>, id: &[u8], connection: u64) {
-        if !context.omni.listens {
-            return;
-        }
+        let Some(omni) = &context.omni else { return };
         let (key, live) = (key(id), NonNull::from(context).cast());
         with_worker(|worker| worker.requests.insert(key, connection, live));
-        context.omni.known.0.set(Some((key, live)));
+        omni.known.0.set(Some((key, live)));
     }
 
     /// When it went to the first node of a kind, in nanoseconds since 1970.
@@ -169,9 +159,6 @@ impl OmniRequest {
         reads_count: bool,
         attributes: &mut Attributes<'r>,
     ) {
-        if !self.listens {
-            return;
-        }
         self.ask(context, recorder, Letter::PScheduled);
         self.ask(context, recorder, Letter::DScheduled);
         let reads = self.reads.iter().map(Cell::get).zip(actions::TOKENS);

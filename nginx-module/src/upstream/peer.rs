@@ -11,15 +11,15 @@ use nginx_sys::{
 #[cfg(any(ngx_feature = "ssl", ngx_feature = "compat"))]
 use nginx_sys::{ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt};
 use ngx::core::Status;
-use omnitrace::ValueRef;
 use omnitrace::id::SpanId;
+use omnitrace::{KeyRef, ValueRef};
 
 use crate::actions::Try;
 use crate::clock;
 use crate::conf::location::{LocationConfig, Trace};
-use crate::context::{Hop, RequestContext, named_by_header};
+use crate::context::{Announced, Hop, RequestContext, named_by_header};
 use crate::guard::guard;
-use crate::recorder::{Attributes, Recorder};
+use crate::recorder::{Attributes, Finished, Recorder};
 use crate::request::{Request, bytes};
 use crate::upstream::{outcome, states};
 
@@ -43,8 +43,8 @@ pub(crate) struct TracedPeer {
     number: u16,
     /// Tries of this exchange so far.
     tries: u16,
-    /// A try has started and not ended.
-    open: bool,
+    /// When the try started that has not ended, in nanoseconds since 1970.
+    open: Option<u64>,
     /// The span id that the request as written names.
     written: Option<SpanId>,
 }
@@ -80,7 +80,7 @@ pub(crate) fn trace(request: Request<'_>) {
         kind: context.upstream_role(request, conf),
         number: 0,
         tries: 0,
-        open: false,
+        open: None,
         written: None,
     };
     // SAFETY: fresh memory of the right size.
@@ -115,25 +115,50 @@ impl TracedPeer {
         };
         self.finish_at(peer, time, false);
         self.take_number(context, recorder, request);
-        self.open = true;
-
-        // SAFETY: nginx gives each peer a name, which lives as long as the try.
-        let name = unsafe { peer.name.as_ref().map(|name| bytes(*name)) }.unwrap_or_default();
-        let mut attributes = Attributes::with_capacity(4);
-        attributes.text(key!("http.request.method"), request.method());
-        outcome::describe_address(&mut attributes, request.text(name));
-        if self.tries > 0 {
-            attributes.integer(key!("http.request.resend_count"), self.tries.into());
-        }
+        self.open = Some(time);
         self.tries = self.tries.saturating_add(1);
         states::cover(context, request, time);
-        recorder.action(
-            context,
-            self.kind.start(),
-            time,
-            self.number,
-            attributes.as_slice(),
-        );
+        // Of most requests a try is recorded when it is over.
+        if recorder.known(context).is_none() {
+            self.say(context, recorder);
+        }
+    }
+
+    /// Records that the current try has started.
+    pub(crate) fn say(&self, context: &RequestContext, recorder: &Recorder) {
+        // SAFETY: nginx's tries are of live requests; the upstream lives as long as the request.
+        let (request, peer) = unsafe {
+            let peer = ptr::addr_of!((*self.upstream).peer).as_ref();
+            (Request::from_ptr(self.request), peer)
+        };
+        if let (Some(time), Some(request), Some(peer)) = (self.open, request, peer) {
+            let mut attributes = Attributes::default();
+            self.describe(&mut attributes, request, peer);
+            recorder.action(
+                context,
+                self.kind.start(),
+                time,
+                self.number,
+                attributes.as_slice(),
+            );
+        }
+    }
+
+    /// What is known of the current try when it starts.
+    fn describe<'r>(
+        &self,
+        attributes: &mut Attributes<'r>,
+        request: Request<'r>,
+        peer: &ngx_peer_connection_t,
+    ) {
+        // SAFETY: nginx gives each peer a name, which lives as long as the try.
+        let name = unsafe { peer.name.as_ref().map(|name| bytes(*name)) }.unwrap_or_default();
+        attributes.text(key!("http.request.method"), request.method());
+        outcome::describe_address(attributes, request.text(name));
+        if self.tries > 1 {
+            let resent = self.tries - 1;
+            attributes.integer(key!("http.request.resend_count"), resent.into());
+        }
     }
 
     /// The first try is the one that the request's header announces; each further one gets its
@@ -141,13 +166,13 @@ impl TracedPeer {
     fn take_number(&mut self, context: &RequestContext, recorder: &Recorder, request: Request<'_>) {
         if self.tries == 0 {
             let hop = context.hop(request);
-            if let Some((kind, number)) = hop.announced {
+            if let Some(Announced { kind, number, span }) = hop.announced {
                 context.set_hop(Hop {
                     announced: None,
                     ..hop
                 });
                 (self.kind, self.number) = (kind, number);
-                self.written = Some(context.try_span(recorder, kind, number));
+                self.written = Some(span);
                 return;
             }
             // A clone of its parent (slices, a cache's update) still names the parent's try.
@@ -158,8 +183,8 @@ impl TracedPeer {
                 .map(|named| named.span_id);
         }
         self.number = context.number(self.kind);
-        let span = context.try_span(recorder, self.kind, self.number);
         if let Some(written) = self.written {
+            let span = context.try_span(recorder, self.kind, self.number);
             let (old, new) = (written.to_string(), span.to_string());
             // SAFETY: the request's buffers belong to this exchange, and nginx is not writing now.
             if unsafe { replace(self.upstream, old.as_bytes(), new.as_bytes()) } {
@@ -170,9 +195,9 @@ impl TracedPeer {
 
     /// The current try ends.
     fn finish_at(&mut self, peer: &ngx_peer_connection_t, time: u64, failed: bool) {
-        if !std::mem::take(&mut self.open) {
+        let Some(start) = self.open.take() else {
             return;
-        }
+        };
         // SAFETY: nginx ends tries of live requests only.
         let Some(request) = (unsafe { Request::from_ptr(self.request) }) else {
             return;
@@ -183,29 +208,53 @@ impl TracedPeer {
         let Some(recorder) = Recorder::get() else {
             return;
         };
-        let mut attributes = Attributes::with_capacity(8);
+        let mut attributes = Attributes::default();
         // SAFETY: the upstream lives as long as the request.
         let upstream = unsafe { &*self.upstream };
+        let known = recorder.known(context);
+        if known.is_some() {
+            self.describe(&mut attributes, request, peer);
+        }
         outcome::describe(&mut attributes, request, upstream, peer, failed);
-        recorder.action(
-            context,
-            self.kind.finish(),
-            time,
-            self.number,
-            attributes.as_slice(),
-        );
+        self.finish(context, recorder, [start, time], attributes.as_slice());
+    }
+
+    /// Records that a try is over; one that is recorded at once has all its attributes here.
+    fn finish(
+        &self,
+        context: &RequestContext,
+        recorder: &Recorder,
+        [start, end]: [u64; 2],
+        attributes: &[(KeyRef<'_>, ValueRef<'_>)],
+    ) {
+        let Some(known) = recorder.known(context) else {
+            return recorder.action(context, self.kind.finish(), end, self.number, attributes);
+        };
+        let call = Finished {
+            occurrence: self.number,
+            start,
+            end,
+            attributes,
+        };
+        recorder.call(known, context, self.kind, call);
     }
 
     /// The balancer had no server that it may ask.
-    fn finish_without_peer(&mut self, time: u64) {
-        self.open = false;
+    fn finish_without_peer(&mut self, peer: &ngx_peer_connection_t, time: u64) {
+        let Some(start) = self.open.take() else {
+            return;
+        };
         // SAFETY: nginx asks for peers of live requests only.
         let Some(request) = (unsafe { Request::from_ptr(self.request) }) else {
             return;
         };
         if let (Some(context), Some(recorder)) = (RequestContext::of(request), Recorder::get()) {
-            let error = [(key!("error.type"), ValueRef::Str("no_live_upstreams"))];
-            recorder.action(context, self.kind.finish(), time, self.number, &error);
+            let mut attributes = Attributes::default();
+            if recorder.known(context).is_some() {
+                self.describe(&mut attributes, request, peer);
+            }
+            attributes.text(key!("error.type"), "no_live_upstreams");
+            self.finish(context, recorder, [start, time], attributes.as_slice());
         }
     }
 
@@ -266,7 +315,7 @@ unsafe extern "C" fn get(peer: *mut ngx_peer_connection_t, data: *mut c_void) ->
         guard("the start of an upstream try", (), || unsafe {
             (*traced).start(&*peer, time);
             if rc == Status::NGX_BUSY.0 {
-                (*traced).finish_without_peer(time);
+                (*traced).finish_without_peer(&*peer, time);
             }
         });
     }

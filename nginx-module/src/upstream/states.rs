@@ -12,7 +12,7 @@ use crate::actions::Try;
 use crate::clock::NANOS_PER_MILLI;
 use crate::conf::location::LocationConfig;
 use crate::context::RequestContext;
-use crate::recorder::{Attributes, Recorder};
+use crate::recorder::{Attributes, Finished, Recorder};
 use crate::request::{Request, bytes};
 use crate::upstream::outcome;
 
@@ -44,7 +44,8 @@ pub(crate) fn record_rest(context: &RequestContext, recorder: &Recorder, now: u6
         // The header that went out names the announced try: the last, which got furthest.
         let mut announced = hop.announced;
         while let Some(note) = rest.pop() {
-            let (kind, number) = announced.take().unwrap_or_else(|| {
+            let announced = announced.take().map(|first| (first.kind, first.number));
+            let (kind, number) = announced.unwrap_or_else(|| {
                 let kind = context.upstream_role(request, LocationConfig::of(request));
                 (kind, context.number(kind))
             });
@@ -115,14 +116,15 @@ fn record<'r>(
     number: u16,
 ) {
     // Omni Proxy knows it to the microsecond.
-    let said = context.omni.started(kind).filter(|_| number == 0);
+    let said = context.omni.as_ref().and_then(|omni| omni.started(kind));
+    let said = said.filter(|_| number == 0);
     let start = said.unwrap_or(note.start);
-    let mut attributes = Attributes::with_capacity(3);
+    let end = note.end.max(start);
+    let mut attributes = Attributes::default();
     attributes.text(key!("http.request.method"), request.method());
     outcome::describe_address(&mut attributes, note.peer);
-    recorder.action(context, kind.start(), start, number, attributes.as_slice());
+    let at_start = attributes.as_slice().len();
 
-    let mut attributes = Attributes::with_capacity(6);
     let state = note.state;
     // Without an answer the status is nginx's own word to the client.
     let (status, error) = match state.status {
@@ -137,13 +139,19 @@ fn record<'r>(
         key!("omnitrace.upstream.bytes_received"),
         state.bytes_received,
     );
-    recorder.action(
-        context,
-        kind.finish(),
-        note.end.max(start),
-        number,
-        attributes.as_slice(),
-    );
+    let attributes = attributes.as_slice();
+    let Some(known) = recorder.known(context) else {
+        let (first, last) = attributes.split_at(at_start);
+        recorder.action(context, kind.start(), start, number, first);
+        return recorder.action(context, kind.finish(), end, number, last);
+    };
+    let call = Finished {
+        occurrence: number,
+        start,
+        end,
+        attributes,
+    };
+    recorder.call(known, context, kind, call);
 }
 
 fn notes<'r>(request: Request<'r>) -> &'r [ngx_http_upstream_state_t] {

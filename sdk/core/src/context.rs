@@ -1,6 +1,6 @@
 //! The W3C trace context that travels with a request.
 
-use crate::id::{SpanId, TraceId};
+use crate::id::{SpanId, TraceId, hex, text};
 
 /// Length of a version 00 `traceparent` in bytes.
 const TRACEPARENT_LEN: usize = 55;
@@ -50,7 +50,18 @@ impl SpanContext {
 
     /// The version 00 header value, 55 characters.
     pub fn traceparent(&self) -> String {
-        format!("00-{}-{}-{:02x}", self.trace_id, self.span_id, self.flags)
+        text(&self.traceparent_bytes()).to_owned()
+    }
+
+    /// The same, all of it ASCII.
+    pub(crate) fn traceparent_bytes(&self) -> [u8; TRACEPARENT_LEN] {
+        let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let trace_id = self.trace_id.value();
+        value[3..19].copy_from_slice(&hex((trace_id >> 64) as u64));
+        value[19..35].copy_from_slice(&hex(trace_id as u64));
+        value[36..52].copy_from_slice(&hex(self.span_id.value()));
+        value[53..].copy_from_slice(&hex(self.flags.into())[14..]);
+        value
     }
 }
 

@@ -7,7 +7,7 @@ use crate::id::{SpanId, TraceId};
 use crate::key::KeyRef;
 use crate::span::{Dropped, Link, ScopeId, Source, SpanEvent, SpanKind, StatusRef};
 use crate::value::ValueRef;
-use crate::vocabulary::ActionId;
+use crate::vocabulary::{ActionId, KnownPhase};
 
 /// Attributes as the caller holds them.
 pub type Attributes<'a> = &'a [(KeyRef<'a>, ValueRef<'a>)];
@@ -26,6 +26,30 @@ pub struct Action<'a> {
     /// The trace context that came with the request, if it is at hand.
     pub context: Option<SpanContext>,
     /// What else is known.
+    pub attributes: Attributes<'a>,
+}
+
+/// A phase that is over, by a caller that has seen all of its role's part in the request: one
+/// record in place of its actions.
+#[derive(Debug, Clone, Copy)]
+pub struct FinishedPhase<'a> {
+    /// Which one.
+    pub phase: KnownPhase,
+    /// Which try of it, from 0.
+    pub occurrence: u16,
+    /// Nanoseconds since 1970.
+    pub start: u64,
+    /// Nanoseconds since 1970, or what `start` is where that is later.
+    pub end: u64,
+    /// Request id in any form that [`crate::id::canonical_request_id`] knows.
+    pub request_id: &'a str,
+    /// The trace context that came with the request, if one did.
+    pub context: Option<SpanContext>,
+    /// The phase that covers the role, as the request has it.
+    pub entry: KnownPhase,
+    /// When that started, in nanoseconds since 1970.
+    pub entered: u64,
+    /// What else is known. The last value of a key counts.
     pub attributes: Attributes<'a>,
 }
 

@@ -140,10 +140,11 @@ pub struct PhaseKey<'a> {
 impl PhaseKey<'_> {
     /// The id of the phase's span, the same wherever it is derived.
     pub fn span_id(&self) -> SpanId {
-        let mut ids = SpanIds {
-            text: Vec::with_capacity(192),
-            common: 0,
-        };
+        self.span_id_with(&mut SpanIds::default())
+    }
+
+    /// The same, in memory that is there.
+    pub fn span_id_with(&self, ids: &mut SpanIds) -> SpanId {
         ids.begin(self).of(self.phase, self.occurrence)
     }
 }
@@ -151,7 +152,7 @@ impl PhaseKey<'_> {
 /// Span ids of one visit's phases: hashes of texts that differ only at their ends.
 /// Its memory is for the next visit's.
 #[derive(Default)]
-pub(crate) struct SpanIds {
+pub struct SpanIds {
     text: Vec<u8>,
     common: usize,
 }
@@ -197,15 +198,44 @@ fn parse_hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
+/// The hexadecimal digits of a number, in lower case: all of them at once, for formatting would
+/// take longer than all the rest of a `traceparent`.
+pub fn hex(value: u64) -> [u8; 16] {
+    /// A byte that comes again and again.
+    const fn all(byte: u8) -> u128 {
+        u128::from_ne_bytes([byte; 16])
+    }
+    const HALVES: [(u32, u128); 4] = [
+        (32, 0x00000000_ffffffff_00000000_ffffffff),
+        (16, 0x0000ffff_0000ffff_0000ffff_0000ffff),
+        (8, 0x00ff00ff_00ff00ff_00ff00ff_00ff00ff),
+        (4, all(0x0f)),
+    ];
+    let mut digits = u128::from(value);
+    // The halves move apart, then theirs, until each byte has one digit.
+    for (by, mask) in HALVES {
+        digits = (digits | digits << by) & mask;
+    }
+    let letters = (digits + all(6)) >> 4 & all(1);
+    (digits + all(b'0') + letters * u128::from(b'a' - b'9' - 1)).to_be_bytes()
+}
+
+/// Digits as text.
+pub(crate) fn text(digits: &[u8]) -> &str {
+    std::str::from_utf8(digits).unwrap_or_default()
+}
+
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        let value = self.value();
+        let digits = [(value >> 64) as u64, value as u64].map(hex);
+        f.write_str(text(digits.as_flattened()))
     }
 }
 
 impl fmt::Display for SpanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        f.write_str(text(&hex(self.value())))
     }
 }
 
@@ -393,6 +423,17 @@ mod tests {
                 "81c0021b202489d9".into()
             )
         );
+    }
+
+    #[test]
+    fn an_id_is_written_in_lower_case_and_at_its_full_length() {
+        for value in [1, 0x0123_4567_89ab_cdef, 0xf9a0_0a9f_0000_0010, u64::MAX] {
+            let id = SpanId::new(value).unwrap();
+            assert_eq!(id.to_string(), format!("{value:016x}"));
+            let value = u128::from(value) << 64 | 0xfedc_ba98_7654_3210;
+            let id = TraceId::new(value).unwrap();
+            assert_eq!(id.to_string(), format!("{value:032x}"));
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub mod vocabulary;
 pub use config::Config;
 pub use context::SpanContext;
 pub use delivery::Stats;
-pub use event::{Action, FreeSpan, Parent};
+pub use event::{Action, FinishedPhase, FreeSpan, Parent};
 pub use key::{Key, KeyId, KeyRef};
 pub use layer::{Layer, layer};
 pub use pipeline::Pipeline;

@@ -1,10 +1,12 @@
 //! The caller's side: everything here runs on the threads of the host program.
 
+mod finished;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::carry::{self, Carry};
-use crate::config::{Config, Limits};
+use crate::config::{Config, LegacyLogMode, Limits};
 use crate::context::SpanContext;
 use crate::engine;
 use crate::event::{Action, FreeSpan, Parent};
@@ -20,11 +22,14 @@ use crate::vocabulary::{ActionId, Vocabulary};
 
 /// Takes records from any thread; waits for nobody.
 pub struct Recorder {
-    vocabulary: Arc<Vocabulary>,
+    pub(crate) vocabulary: Arc<Vocabulary>,
+    role: Box<str>,
     node: Box<str>,
     propagators: Propagators,
     sampler: Sampler,
     limits: Limits,
+    /// The legacy log has each action as it happens.
+    logs_actions: bool,
     pub(crate) queue: Queue,
     carry: Carry,
     pub(crate) scopes: Arc<Scopes>,
@@ -36,10 +41,12 @@ impl Recorder {
     pub(crate) fn new(config: &Config, queue: Queue) -> Self {
         Self {
             vocabulary: Arc::clone(&config.vocabulary),
+            role: config.role.as_str().into(),
             node: config.node.as_str().into(),
             propagators: config.propagators.clone(),
             sampler: config.sampler,
             limits: config.limits,
+            logs_actions: config.legacy_log == LegacyLogMode::Always,
             queue,
             carry: Carry::default(),
             scopes: Arc::default(),

@@ -250,6 +250,37 @@ pub struct PhaseOrigin {
     pub recorded_attributes: usize,
 }
 
+/// How a phase's span came about, where it is not kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PhaseOriginRef<'a> {
+    pub(crate) request_id: &'a str,
+    pub(crate) phase: PhaseId,
+    pub(crate) occurrence: u16,
+    pub(crate) context: Option<SpanContext>,
+    pub(crate) entered: Option<Moment>,
+    pub(crate) start: Option<Moment>,
+    pub(crate) end: Option<Moment>,
+    pub(crate) seen: &'a [Moment],
+    pub(crate) recorded_attributes: usize,
+}
+
+impl PhaseOrigin {
+    /// The same, borrowed.
+    pub(crate) fn as_ref(&self) -> PhaseOriginRef<'_> {
+        PhaseOriginRef {
+            request_id: &self.request_id,
+            phase: self.phase,
+            occurrence: self.occurrence,
+            context: self.context,
+            entered: self.entered,
+            start: self.start,
+            end: self.end,
+            seen: &self.seen,
+            recorded_attributes: self.recorded_attributes,
+        }
+    }
+}
+
 /// A finished span.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {

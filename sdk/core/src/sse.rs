@@ -85,6 +85,14 @@ impl Scanner {
         let before = self.tokens;
         let mut rest = bytes;
         while let Some(first) = rest.first() {
+            if self.line == Line::Field(0)
+                && !self.after_return
+                && let Some(after) = self.known_event(rest)
+            {
+                self.tokens += 1;
+                rest = after;
+                continue;
+            }
             if std::mem::take(&mut self.after_return) && *first == b'\n' {
                 rest = &rest[1..];
                 continue;
@@ -119,6 +127,15 @@ impl Scanner {
     /// Token counts that the server gave.
     pub fn usage(&self) -> Usage {
         self.members.usage
+    }
+
+    /// What follows a whole event that says the same as the last token's, but for the token:
+    /// nearly every one. Nothing of it needs to be remembered.
+    #[inline]
+    fn known_event<'b>(&self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        self.members
+            .known_token(bytes.strip_prefix(DATA)?)?
+            .strip_prefix(b"\n\n")
     }
 
     /// Some bytes of a line, without its end.

@@ -51,7 +51,7 @@ fn every_record_arrives_whole_once_and_in_order_or_is_counted() {
         let pushed = thread::spawn(move || {
             let sizes = [(1, 3), (2, 3), (3, 3)];
             let kept = sizes.map(|(name, words)| push(&producer, name, words));
-            producer.is_quarter_full();
+            producer.is_due();
             kept
         });
         let mut found = Vec::new();

@@ -13,6 +13,7 @@
 
 mod across;
 mod emit;
+mod finished;
 mod keys;
 mod request;
 mod sink;
@@ -30,6 +31,7 @@ use crate::value::Attribute;
 use crate::vocabulary::{RoleId, Vocabulary};
 
 use emit::Emitter;
+pub(crate) use finished::FinishedSpan;
 use keys::Keys;
 pub use sink::{PhaseSpan, PhaseValue, Sink};
 use table::{SlotId, Table};

@@ -12,12 +12,12 @@ use std::time::Instant;
 use memmap2::MmapMut;
 use opentelemetry_http::Bytes;
 
-use crate::assembler::PhaseSpan;
+use crate::assembler::{FinishedSpan, PhaseSpan};
 use crate::decode;
 use crate::encode::{self, Out};
 use crate::id::SpanId;
 use crate::queue::DecodedSpan;
-use crate::span::{PhaseOrigin, Place, ScopeId, Source, Span};
+use crate::span::{PhaseOrigin, PhaseOriginRef, Place, ScopeId, Source, Span};
 
 use super::envelopes::Envelopes;
 use super::origins::{self, Origins};
@@ -107,13 +107,19 @@ impl OpenBatch {
     pub(super) fn push(&mut self, span: Span, scope: ScopeId, now: Instant) {
         self.begin(scope, now);
         encode::span(&span, &mut self.buffer);
-        self.enter(span.span_id, span.origin.as_ref());
+        self.enter(span.span_id, span.origin.as_ref().map(PhaseOrigin::as_ref));
     }
 
     pub(super) fn push_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
         self.begin(ScopeId::default(), now);
         encode::phase_span(&span, &mut self.buffer);
-        self.enter(span.span_id, Some(&span.origin));
+        self.enter(span.span_id, Some(span.origin.as_ref()));
+    }
+
+    pub(super) fn push_finished(&mut self, span: &FinishedSpan<'_>, now: Instant) {
+        self.begin(ScopeId::default(), now);
+        encode::finished_span(span, &mut self.buffer);
+        self.enter(span.span_id, Some(span.origin));
     }
 
     pub(super) fn push_free(&mut self, span: &DecodedSpan<'_>, place: &Place, now: Instant) {
@@ -122,7 +128,7 @@ impl OpenBatch {
         self.enter(span.span_id, None);
     }
 
-    fn enter(&mut self, span_id: SpanId, origin: Option<&PhaseOrigin>) {
+    fn enter(&mut self, span_id: SpanId, origin: Option<PhaseOriginRef<'_>>) {
         self.entries.push(entry(span_id, origin.is_some()));
         if let Some(origin) = origin {
             self.origins.push(origin);

@@ -13,6 +13,8 @@ mod batch;
 mod console;
 mod envelopes;
 mod fallback;
+#[cfg(test)]
+mod finished_tests;
 mod origins;
 pub mod otlp;
 pub(crate) mod own_metrics;
@@ -22,7 +24,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::assembler::{LooseEvent, PhaseSpan};
+use crate::assembler::{FinishedSpan, LooseEvent, PhaseSpan};
 use crate::config::{Config, LegacyLogMode};
 use crate::decode;
 use crate::legacy_log::Entry;
@@ -152,6 +154,13 @@ impl Delivery {
     pub(crate) fn accept_phase(&mut self, span: PhaseSpan<'_>, now: Instant) {
         self.stats.created += 1;
         self.open.push_phase(span, now);
+        self.seal_if_full(now);
+    }
+
+    /// Takes a finished span of a phase that has come past the assembler's visits.
+    pub(crate) fn accept_finished(&mut self, span: &FinishedSpan<'_>, now: Instant) {
+        self.stats.created += 1;
+        self.open.push_finished(span, now);
         self.seal_if_full(now);
     }
 

@@ -3,7 +3,7 @@
 
 use crate::context::SpanContext;
 use crate::id::{SpanId, TraceId};
-use crate::span::{Moment, PhaseOrigin};
+use crate::span::{Moment, PhaseOrigin, PhaseOriginRef};
 use crate::vocabulary::{ActionId, PhaseId};
 
 /// Which of the parts that may be missing are there.
@@ -17,8 +17,8 @@ const END: u8 = 1 << 3;
 pub(super) struct Origins(Vec<u8>);
 
 impl Origins {
-    pub(super) fn push(&mut self, origin: &PhaseOrigin) {
-        let PhaseOrigin {
+    pub(super) fn push(&mut self, origin: PhaseOriginRef<'_>) {
+        let PhaseOriginRef {
             request_id,
             phase,
             occurrence,
@@ -38,7 +38,7 @@ impl Origins {
         let there = parts.iter().filter(|(_, is_there)| *is_there);
         let there = there.fold(0, |all, (part, _)| all | part);
         let head = [phase.0.to_le_bytes(), occurrence.to_le_bytes()];
-        let lengths = [request_id.len(), *recorded_attributes, seen.len()];
+        let lengths = [request_id.len(), recorded_attributes, seen.len()];
         let lengths = lengths.map(|len| (len as u32).to_le_bytes());
         self.0.push(there);
         self.0.extend_from_slice(head.as_flattened());
@@ -49,7 +49,8 @@ impl Origins {
             self.0.extend(context.span_id.value().to_le_bytes());
             self.0.push(context.flags);
         }
-        for moment in [entered, start, end].into_iter().flatten().chain(seen) {
+        let bounds = [entered, start, end].into_iter().flatten();
+        for moment in bounds.chain(seen.iter().copied()) {
             self.0.extend(moment.action.0.to_le_bytes());
             self.0.extend(moment.time.to_le_bytes());
         }
@@ -197,10 +198,10 @@ mod tests {
             after in prop::collection::vec(origins(), 0..6),
         ) {
             let mut packed = Origins::default();
-            before.iter().for_each(|origin| packed.push(origin));
+            before.iter().for_each(|origin| packed.push(origin.as_ref()));
             prop_assert_eq!(read(packed.bytes()).collect::<Vec<_>>(), before);
             packed.clear();
-            after.iter().for_each(|origin| packed.push(origin));
+            after.iter().for_each(|origin| packed.push(origin.as_ref()));
             prop_assert_eq!(read(packed.bytes()).collect::<Vec<_>>(), after);
         }
     }

@@ -9,7 +9,7 @@ mod span;
 use crate::value::{ArrayRef, ValueRef};
 
 pub(crate) use envelope::{Envelope, ScopeEnvelope};
-pub(crate) use span::{dropped, event, free_span, link, more, phase_span, span};
+pub(crate) use span::{dropped, event, finished_span, free_span, link, more, phase_span, span};
 
 /// Wire types.
 const VARINT: u8 = 0;
@@ -261,11 +261,68 @@ impl Out {
 
     /// A `KeyValue` as field `field` of the message around it.
     #[inline]
-    fn attribute(&mut self, field: u8, key: &[u8], value: Raw<'_>) {
-        self.message(field, 1, |out| {
-            out.text(1, key);
-            out.value(2, value);
-        });
+    pub(crate) fn attribute(&mut self, field: u8, key: &[u8], value: Raw<'_>) {
+        match value {
+            Raw::Text(text) => self.text_attribute(field, key, text),
+            Raw::I64(n) => self.i64_attribute(field, key, n),
+            Raw::F64(n) => self.f64_attribute(field, key, n),
+            Raw::Bool(b) => self.bool_attribute(field, key, b),
+            Raw::Array(bytes) => self.array_attribute(field, key, bytes),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn text_attribute(&mut self, field: u8, key: &[u8], text: &[u8]) {
+        self.length_attribute(field, key, 1, text);
+    }
+
+    pub(crate) fn array_attribute(&mut self, field: u8, key: &[u8], bytes: &[u8]) {
+        self.length_attribute(field, key, 5, bytes);
+    }
+
+    #[inline]
+    pub(crate) fn i64_attribute(&mut self, field: u8, key: &[u8], n: i64) {
+        self.begin_attribute(field, key, 1 + varint_len(n as u64));
+        self.tag(3, VARINT);
+        self.varint(n as u64);
+    }
+
+    #[inline]
+    pub(crate) fn f64_attribute(&mut self, field: u8, key: &[u8], n: f64) {
+        self.begin_attribute(field, key, 9);
+        self.tag(4, FIXED64);
+        self.word(n.to_bits(), 8);
+    }
+
+    #[inline]
+    pub(crate) fn bool_attribute(&mut self, field: u8, key: &[u8], b: bool) {
+        self.begin_attribute(field, key, 2);
+        self.tag(2, VARINT);
+        self.byte(u8::from(b));
+    }
+
+    /// An attribute whose value is field `any` of an `AnyValue`, of any length.
+    #[inline]
+    fn length_attribute(&mut self, field: u8, key: &[u8], any: u8, value: &[u8]) {
+        let len = 1 + varint_len(value.len() as u64) + value.len();
+        self.begin_attribute(field, key, len);
+        self.bytes(any, value);
+    }
+
+    /// An attribute up to its value's own bytes, `len` of them. All lengths are known before
+    /// anything is written.
+    #[inline]
+    fn begin_attribute(&mut self, field: u8, key: &[u8], len: usize) {
+        let key_len = match key.len() {
+            0 => 0,
+            len => 1 + varint_len(len as u64) + len,
+        };
+        let value_len = 1 + varint_len(len as u64) + len;
+        self.tag(field, LENGTH);
+        self.varint((key_len + value_len) as u64);
+        self.text(1, key);
+        self.tag(2, LENGTH);
+        self.varint(len as u64);
     }
 }
 

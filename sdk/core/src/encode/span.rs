@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use crate::assembler::PhaseSpan;
+use crate::assembler::{FinishedSpan, PhaseSpan};
 use crate::id::{SpanId, TraceId};
 use crate::queue::DecodedSpan;
 use crate::span::{Dropped, Link, Place, Span, SpanEvent, SpanKind, StatusRef};
@@ -13,6 +13,9 @@ use super::{FIXED32, LENGTH, Out, Raw, VARINT};
 /// Flag bits 8 and 9 of a span: whether its parent is remote is known, and is.
 const HAS_IS_REMOTE: u32 = 0x100;
 const IS_REMOTE: u32 = 0x200;
+
+/// The field of a span that each attribute is.
+const ATTRIBUTE: u8 = 9;
 
 /// A span's parts, wherever they come from.
 struct Parts<'a, A, M> {
@@ -26,6 +29,7 @@ struct Parts<'a, A, M> {
     kind: SpanKind,
     start: u64,
     end: u64,
+    /// Writes attributes.
     attributes: A,
     /// Writes events, links and dropped counts.
     more: M,
@@ -35,7 +39,7 @@ struct Parts<'a, A, M> {
 
 impl<'a, A, M> Parts<'a, A, M>
 where
-    A: Iterator<Item = (&'a [u8], Raw<'a>)>,
+    A: FnOnce(&mut Out),
     M: FnOnce(&mut Out),
 {
     fn flags(&self) -> u32 {
@@ -63,9 +67,7 @@ where
             out.byte(kind_code(self.kind));
             out.fixed64(7, self.start);
             out.fixed64(8, self.end);
-            for (key, value) in self.attributes {
-                out.attribute(9, key, value);
-            }
+            (self.attributes)(out);
             (self.more)(out);
             if let Some((code, message)) = self.status {
                 out.message(15, 1, |out| {
@@ -212,7 +214,11 @@ pub(crate) fn span(span: &Span, out: &mut Out) {
         kind: span.kind,
         start: span.start,
         end: span.end,
-        attributes: attributes(&span.attributes),
+        attributes: |out: &mut Out| {
+            for (key, value) in attributes(&span.attributes) {
+                out.attribute(ATTRIBUTE, key, value);
+            }
+        },
         more: |out: &mut Out| out.more(&span.events, &span.links, span.dropped),
         status: status_code(span.status.as_ref()),
     }
@@ -232,12 +238,36 @@ pub(crate) fn phase_span(span: &PhaseSpan<'_>, out: &mut Out) {
         kind: span.kind,
         start: span.start,
         end: span.end,
-        attributes: span
-            .attributes
-            .iter()
-            .map(|(key, value)| (key.as_bytes(), Raw::from(value.as_ref()))),
+        attributes: |out: &mut Out| {
+            for (key, value) in span.attributes {
+                out.attribute(ATTRIBUTE, key.as_bytes(), value.as_ref().into());
+            }
+        },
         more: |out: &mut Out| out.more(span.events, &[], span.dropped),
         status: status_code(span.status.as_ref()),
+    }
+    .write(out);
+}
+
+/// Appends a phase's span that has come past the assembler's visits.
+pub(crate) fn finished_span(span: &FinishedSpan<'_>, out: &mut Out) {
+    Parts {
+        trace_id: span.trace_id,
+        span_id: span.span_id,
+        parent: span.parent_span_id,
+        parent_is_remote: span.parent_is_remote(),
+        flags: span.flags,
+        trace_state: b"",
+        name: span.name,
+        kind: span.kind,
+        start: span.start,
+        end: span.end,
+        attributes: |out: &mut Out| {
+            span.recorded.write(ATTRIBUTE, out);
+            span.derived(|key, value| out.attribute(ATTRIBUTE, key, value));
+        },
+        more: |_: &mut Out| {},
+        status: span.is_error.then_some((2, b"")),
     }
     .write(out);
 }
@@ -255,7 +285,7 @@ pub(crate) fn free_span(span: &DecodedSpan<'_>, place: &Place, out: &mut Out) {
         kind: span.kind,
         start: span.start,
         end: span.end.max(span.start),
-        attributes: span.attributes.clone(),
+        attributes: |out: &mut Out| span.attributes.write(ATTRIBUTE, out),
         more: |out: &mut Out| out.copy(span.more),
         status: span.status,
     }

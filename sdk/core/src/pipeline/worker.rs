@@ -12,7 +12,7 @@ use crate::delivery::{Delivery, Stats};
 use crate::event::{ActionName, Event, Parent};
 use crate::id::{TraceId, canonical_request_id};
 use crate::legacy_log;
-use crate::queue::{DecodedAction, Record};
+use crate::queue::{DecodedAction, DecodedPhase, Record};
 use crate::recorder::Recorder;
 use crate::span::Source;
 
@@ -330,6 +330,15 @@ impl Worker {
                 }
             }
             Record::Action(action) => self.take_action(action),
+            Record::Phase(phase) => self.take_phase(&phase),
+        }
+    }
+
+    fn take_phase(&mut self, phase: &DecodedPhase<'_>) {
+        self.delivery.stats.events += u64::from(phase.phase.actions);
+        match self.assembler.finished(phase, &self.source) {
+            Some(span) => self.delivery.accept_finished(&span, self.now),
+            None => self.delivery.stats.unsampled += 1,
         }
     }
 

@@ -8,6 +8,7 @@ mod b3;
 mod debug;
 
 use crate::context::SpanContext;
+use crate::id;
 use crate::sampler::Sampler;
 
 pub use debug::DebugTraces;
@@ -146,7 +147,7 @@ impl Propagators {
         for format in &self.formats {
             match (format, &propagated.context) {
                 (Propagator::TraceContext, Some(context)) => {
-                    set(TRACEPARENT, &context.traceparent());
+                    set(TRACEPARENT, id::text(&context.traceparent_bytes()));
                     if let Some(state) = propagated.tracestate {
                         set(TRACESTATE, state);
                     }

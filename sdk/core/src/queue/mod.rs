@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use record::PackedAttributes;
-pub(crate) use record::{ActionRecord, Bind, DecodedAction, DecodedSpan};
-pub(crate) use record::{Cut, Encode, Kept, Limited, More, Record, SpanRecord, kept_id, more};
+pub(crate) use record::{ActionRecord, Attributes, Bind, DecodedAction, DecodedPhase, DecodedSpan};
+pub(crate) use record::{Cut, Encode, Kept, Limited, More, PhaseRecord, Record, SpanRecord};
+pub(crate) use record::{kept_id, more};
 use ring::Ring;
 use writer::Writer;
 
@@ -45,7 +46,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// `bytes_per_thread` is rounded up to a power of two. `wake` is called, at
-    /// most once per drain, when a ring becomes a quarter full.
+    /// most once per drain, when there is enough in a ring for the reader to come.
     pub(crate) fn new(bytes_per_thread: usize, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
             id: NEXT_QUEUE.fetch_add(1, Ordering::Relaxed),
@@ -81,9 +82,7 @@ impl Queue {
                 record.encode(&mut writer);
                 debug_assert!(writer.is_done());
             });
-            if (!pushed || ring.is_quarter_full())
-                && !self.wake_pending.swap(true, Ordering::AcqRel)
-            {
+            if (!pushed || ring.is_due()) && !self.wake_pending.swap(true, Ordering::AcqRel) {
                 (self.wake)();
             }
             pushed

@@ -11,6 +11,10 @@ use super::sync::{AtomicU64, AtomicUsize, Ordering, zeroed};
 /// The longest record, in words: its length has so many bits.
 pub(crate) const MAX_WORDS: usize = u16::MAX as usize;
 
+/// With so many words waiting the reader should come: what it takes then is still in the
+/// processor's caches, and makes few batches at once.
+const DUE_WORDS: usize = 256 << 10 >> 3;
+
 /// Bits 16 to 23 of a first word are the record's kind; this one is only room.
 pub(crate) const KIND_SKIP: u64 = 0;
 
@@ -127,13 +131,14 @@ impl Ring {
 
     /// Whether the reader should come now: the rest is for the time until it does.
     #[inline]
-    pub(crate) fn is_quarter_full(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
+        let due = (self.words.len() / 4).min(DUE_WORDS);
         let head = self.producer.0.head.load(Ordering::Relaxed);
         let used = head.wrapping_sub(self.producer.0.tail.load(Ordering::Relaxed));
-        used > self.words.len() / 4 && {
+        used > due && {
             let tail = self.tail.0.load(Ordering::Acquire);
             self.producer.0.tail.store(tail, Ordering::Relaxed);
-            head.wrapping_sub(tail) > self.words.len() / 4
+            head.wrapping_sub(tail) > due
         }
     }
 

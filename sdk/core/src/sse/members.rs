@@ -124,6 +124,16 @@ impl Members {
         self.feed(b" ");
     }
 
+    /// What follows the data of an event that is the last token's but for the token itself, where
+    /// no data of the event has come before.
+    #[inline]
+    pub(super) fn known_token<'b>(&self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let (beginning, end) = (self.beginning.get()?, self.end.get()?);
+        let rest = bytes.strip_prefix(beginning)?;
+        let rest = rest[plain_text(rest)?..].strip_prefix(end)?;
+        (!self.has_begun).then_some(rest)
+    }
+
     pub(super) fn feed(&mut self, data: &[u8]) {
         let mut at = 0;
         // Where the event's data begins, until something in it has mattered.

@@ -11,7 +11,10 @@ use hashbrown::HashMap;
 
 use crate::span::SpanKind;
 
+mod known;
 mod source;
+
+pub use known::{KnownPhase, PhaseActions};
 
 /// Index of an action in its vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

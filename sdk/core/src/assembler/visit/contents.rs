@@ -13,7 +13,7 @@ use crate::assembler::PhaseValue;
 use crate::assembler::keys::OWN;
 
 /// Attribute that renames the span it lands on.
-const SPAN_NAME: &str = "omnitrace.span.name";
+pub(in crate::assembler) const SPAN_NAME: &str = "omnitrace.span.name";
 
 /// From where to where a span goes.
 pub(in crate::assembler) struct Extent {

@@ -16,7 +16,7 @@ use crate::value::Attribute;
 use crate::vocabulary::{ActionId, Phase, PhaseId, Role, RoleId, Vocabulary};
 
 use super::keys::Keys;
-pub(super) use contents::Attributes;
+pub(super) use contents::{Attributes, SPAN_NAME};
 use room::Room;
 
 /// Longest list whose memory another visit takes over.

@@ -1,7 +1,7 @@
 //! Attributes within a record.
 
 use crate::config::{Limits, limits};
-use crate::encode::Raw;
+use crate::encode::{Out, Raw};
 use crate::key::{KeyId, KeyRef};
 use crate::value::{ArrayRef, Attribute, ValueRef};
 
@@ -212,7 +212,6 @@ impl<'a> Attributes<'a> {
     pub(crate) fn keyed(&self) -> impl Iterator<Item = (KeyRef<'a>, ValueRef<'a>)> + use<'a> {
         let mut rest = self.clone();
         std::iter::from_fn(move || {
-            rest.left = rest.left.checked_sub(1)?;
             let (key, value) = rest.read()?;
             let key = match key {
                 Key::Known(id) => KeyRef::Known(id),
@@ -233,7 +232,69 @@ impl<'a> Attributes<'a> {
         self.typed().map(owned).collect()
     }
 
-    fn read(&mut self) -> Option<(Key<'a>, Raw<'a>)> {
+    /// How many they are.
+    pub(crate) fn len(&self) -> usize {
+        self.left
+    }
+
+    /// The first text under each of these keys, in one pass.
+    pub(crate) fn texts<const N: usize>(&self, keys: [KeyRef<'_>; N]) -> [Option<&'a [u8]>; N] {
+        let mut found = [None; N];
+        let mut rest = self.clone();
+        while let Some((key, kind, len)) = rest.head() {
+            let scalar = matches!(kind, I64 | F64 | BOOL);
+            let value = rest.reader.bytes(if scalar { 8 } else { len });
+            if kind != TEXT {
+                continue;
+            }
+            for (wanted, found) in keys.iter().zip(&mut found) {
+                let same = match (&key, wanted) {
+                    (Key::Known(id), KeyRef::Known(wanted)) => id == wanted,
+                    (Key::Known(id), KeyRef::Text(wanted)) => id.text() == *wanted,
+                    (Key::Text(bytes), wanted) => *bytes == wanted.text().as_bytes(),
+                };
+                if same && found.is_none() {
+                    *found = value;
+                }
+            }
+        }
+        found
+    }
+
+    /// Writes each as field `field` of a message: on its way no value is anything in between,
+    /// which would cost more than the writing.
+    pub(crate) fn write(&self, field: u8, out: &mut Out) {
+        let mut rest = self.clone();
+        while let Some((key, kind, len)) = rest.head() {
+            let key = match key {
+                Key::Known(id) => id.text().as_bytes(),
+                Key::Text(bytes) => bytes,
+            };
+            if let TEXT | ARRAY = kind {
+                let Some(bytes) = rest.reader.bytes(len) else {
+                    return;
+                };
+                match kind {
+                    TEXT => out.text_attribute(field, key, bytes),
+                    _ => out.array_attribute(field, key, bytes),
+                }
+                continue;
+            }
+            let Some(word) = rest.reader.word() else {
+                return;
+            };
+            match kind {
+                I64 => out.i64_attribute(field, key, word as i64),
+                F64 => out.f64_attribute(field, key, f64::from_bits(word)),
+                _ => out.bool_attribute(field, key, word != 0),
+            }
+        }
+    }
+
+    /// The next one's key, type and length, up to its value.
+    #[inline]
+    fn head(&mut self) -> Option<(Key<'a>, u64, usize)> {
+        self.left = self.left.checked_sub(1)?;
         let head = self.reader.word()?;
         let kind = head >> 16 & 0xff;
         let key = if kind & KNOWN != 0 {
@@ -241,8 +302,12 @@ impl<'a> Attributes<'a> {
         } else {
             Key::Text(self.reader.bytes((head & 0xffff) as usize)?)
         };
-        let len = (head >> HEAD_BITS) as usize;
-        let value = match kind & !KNOWN {
+        Some((key, kind & !KNOWN, (head >> HEAD_BITS) as usize))
+    }
+
+    fn read(&mut self) -> Option<(Key<'a>, Raw<'a>)> {
+        let (key, kind, len) = self.head()?;
+        let value = match kind {
             TEXT => Raw::Text(self.reader.bytes(len)?),
             I64 => Raw::I64(self.reader.word()? as i64),
             F64 => Raw::F64(f64::from_bits(self.reader.word()?)),
@@ -257,7 +322,6 @@ impl<'a> Iterator for Attributes<'a> {
     type Item = (&'a [u8], Raw<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.left = self.left.checked_sub(1)?;
         let (key, value) = self.read()?;
         let key = match key {
             Key::Known(id) => id.text().as_bytes(),

@@ -1,7 +1,7 @@
 //! How a record lies in the ring: little-endian words, texts padded to words.
 //!
 //! ```text
-//! header     = words (16) | kind (8) | flags (8) | number (16) | action or kind (16)
+//! header     = words (16) | kind (8) | flags (8) | number (16) | action, kind or phase (16)
 //! texts      = first length (32) | second length (16) | attribute count (16)
 //! attribute  = key length or number (16) | type (8) | value length (32) · [key] · value
 //! ```
@@ -11,6 +11,7 @@ mod attributes;
 mod limited;
 mod more;
 mod packed;
+mod phase;
 mod span;
 
 use crate::context::SpanContext;
@@ -20,10 +21,11 @@ use super::ring::MAX_WORDS;
 use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
-pub(crate) use attributes::{Cut, Kept};
+pub(crate) use attributes::{Attributes, Cut, Kept};
 pub(crate) use limited::Limited;
 pub(crate) use more::More;
 pub use packed::PackedAttributes;
+pub(crate) use phase::{DecodedPhase, PhaseRecord};
 pub(crate) use span::{DecodedSpan, SpanRecord, more};
 
 /// Longest request id, name or key that is kept, in bytes.
@@ -41,6 +43,7 @@ const MAX_MORE_WORDS: usize = MAX_WORDS / 2 - 8 * MAX_TEXT / 8;
 const KIND_ACTION: u64 = 1;
 const KIND_BIND: u64 = 2;
 const KIND_SPAN: u64 = 3;
+const KIND_PHASE: u64 = 4;
 
 /// Something that can be written into a ring.
 pub(crate) trait Encode {
@@ -58,6 +61,8 @@ pub(crate) enum Record<'a> {
     Bind(Bind<'a>),
     /// A finished free span.
     Span(DecodedSpan<'a>),
+    /// A finished phase.
+    Phase(DecodedPhase<'a>),
 }
 
 /// The part of a request id that all of its records share.
@@ -150,6 +155,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         KIND_ACTION => action::decode(header, reader).map(Record::Action),
         KIND_BIND => action::decode_bind(header, reader).map(Record::Bind),
         KIND_SPAN => span::decode(header, reader).map(Record::Span),
+        KIND_PHASE => phase::decode(header, reader).map(Record::Phase),
         _ => None,
     }
 }
