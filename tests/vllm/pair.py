@@ -49,6 +49,7 @@ class Vllm(Stack):
         there are more spinning processes than cores, with or without us.
     decode_options: more of the decode node's command line.
     environment: more of both nodes' environment.
+    collector: URL of a receiver in place of the real Collector and what keeps the traces.
     """
 
     def __init__(
