@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use logs::{BEGIN, convert, convert_to, has_no_cycle, parent, request, service, spans, tag};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What the nodes of a request log, in the order of time, 1 ms apart: the prefill node's
 /// (`p`), the decode node's.
@@ -200,9 +200,11 @@ fn the_old_layout_is_the_old_converters_file() {
             ("end_action", &"d_21 api server收到推理结果".into()),
         ]
     );
+    let begins = json!([{"timestamp": running["startTime"], "fields": []}]);
+    assert_eq!(running["logs"], begins);
     let above = |name| parent(&traces[0], named(name)).map(|s| s["operationName"].clone());
     assert_eq!(above("P running"), Some("Prefill".into()));
-    assert_eq!(above("Prefill handshake"), Some("Prefill".into()));
+    assert_eq!(above("P handshaking"), Some("Prefill".into()));
     assert_eq!(
         above("Send output in prefill stage"),
         Some("P running".into())

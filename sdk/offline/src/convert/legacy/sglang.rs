@@ -10,87 +10,99 @@ use super::write::{number, processes, span_id, tag};
 use crate::jaeger::write::text;
 use crate::reader::Request;
 
-/// The old catalogue: each action, and what the span that ends with it is called. Nothing
-/// writes the first three and those from 21 to 23: they are an old proxy's.
+/// The old catalogue: each action, and what the span that ends with it is called, in the old
+/// spelling; the first ends none. Nothing writes the first three and those from 21 to 23: they are an old proxy's.
 const ACTIONS: [(&str, &str); 40] = [
-    ("Start to schedule", "Start to schedule"),
+    ("Start to schedule", ""),
     (
         "Finish to choose device and add request",
-        "Choose device and add request",
+        "Proxy process the request and choose device",
     ),
     (
         "Start to send request to pd api server",
-        "Send request to pd api server",
+        "Proxy prepare the request needed sent",
     ),
-    (
-        "p_1 prefill api server收到请求",
-        "Prefill api server gets request",
-    ),
-    ("p_2 触发engine处理请求", "Prefill engine is called"),
-    ("p_3 engine开始tokennizer", "Prefill tokenizer starts"),
-    ("p_3 engine结束tokennizer", "Prefill tokenizer"),
-    ("p_4 tokennizer to sche", "Prefill tokenizer to scheduler"),
+    ("p_1 prefill api server收到请求", "Request transmitting"),
+    ("p_2 触发engine处理请求", "Prefill processes the request"),
+    ("p_3 engine开始tokennizer", "P Engine processes the request"),
+    ("p_3 engine结束tokennizer", "P Engine tokenizer"),
+    ("p_4 tokennizer to sche", "P Tokenizer to schduler"),
     (
         "p_5 P侧添加到bootstrap队列之后",
-        "Prefill add to bootstrap queue",
+        "P added to the bootstrap queue",
     ),
-    ("P侧握手完成", "Prefill handshake"),
-    ("p_6 握手完成加到waiting队列", "Prefill add waiting queue"),
-    ("p_7 组batch完成 开始run batch", "Prefill form batch"),
+    ("P侧握手完成", "P handshaking"),
+    ("p_6 握手完成加到waiting队列", "P added to the 'Wait' queue"),
+    (
+        "p_7 组batch完成 开始run batch",
+        "P grouping the batch and trying to add to 'Run'",
+    ),
     (
         "p_8 Push a new batch to the input queue",
-        "Prefill push batch to input queue",
+        "P pushing the batch into input queue",
     ),
-    ("p_9 开始执行Run forward", "Prefill start forward"),
-    ("p_9 结束执行Run forward", "Prefill forward"),
-    ("p_13 开始发送kv cache", "Prefill start to send kv"),
-    ("p_14 完成发送kv cache", "Prefill send kv"),
-    ("p_15 P侧释放KV", "Prefill release kv"),
-    ("p_16 client收到输出并入队", "Prefill client gets output"),
-    ("p_17 client出队", "Prefill client takes output"),
+    ("p_9 开始执行Run forward", "P Execute engine step"),
+    ("p_9 结束执行Run forward", "P execute Run forward"),
+    ("p_13 开始发送kv cache", "Preparing to send KV cache"),
+    ("p_14 完成发送kv cache", "Sending KV cache"),
+    ("p_15 P侧释放KV", "P Releasing KV cache"),
+    (
+        "p_16 client收到输出并入队",
+        "Engine sends output to client, client enqueues.",
+    ),
+    ("p_17 client出队", "Client waiting in the queue"),
     (
         "p_18 api server收到请求准备返回",
-        "Prefill api server returns",
+        "Sending request to api server",
     ),
     (
         "Get response from pd api server",
-        "Get response from pd api server",
+        "Api server return request to the proxy",
     ),
     (
         "Finish to chosse device and start decode generate",
-        "Choose device and start decode",
+        "Proxy choosing D device",
     ),
-    ("Finish to decode", "Finish to decode"),
     (
-        "d_1 decode api server收到请求",
-        "Decode api server gets request",
+        "Finish to decode",
+        "Proxy sending request to the chosen D device",
     ),
-    ("d_2 触发engine处理请求", "Decode engine is called"),
-    ("d_3 engine开始tokennizer", "Decode tokenizer starts"),
-    ("d_3 engine结束tokennizer", "Decode tokenizer"),
-    ("d_4 tokennizer to sche", "Decode tokenizer to scheduler"),
-    ("d_5 scheduler开始处理请求", "Decode scheduler gets request"),
+    ("d_1 decode api server收到请求", "Request in progress"),
+    ("d_2 触发engine处理请求", "D processing the request"),
+    (
+        "d_3 engine开始tokennizer",
+        "D Engine processing the request",
+    ),
+    ("d_3 engine结束tokennizer", "D Engine tokenizer"),
+    ("d_4 tokennizer to sche", "D Tokenizer to schduler"),
+    ("d_5 scheduler开始处理请求", "D Request in progress"),
     (
         "d_6 D侧添加到prealloc_queue队列之后",
-        "Decode add to preallocation queue",
+        "D Schduler processing the request and adding D into the prealloc queue",
     ),
-    ("d_8 开始分配kv缓存", "Decode start to allocate kv"),
-    ("d_9 d侧开始握手", "Decode allocate kv"),
+    ("d_8 开始分配kv缓存", "D waiting in the prealloc queue"),
+    ("d_9 d侧开始握手", "D allocating KV cache"),
+    ("d_7 Add need pullling sequence", "D handshaking"),
     (
-        "d_7 Add need pullling sequence",
-        "Decode add need pulling sequence",
+        "d_11 d侧收到kv传输完成通知",
+        "D waiting in the 'need pulling' queue",
     ),
-    ("d_11 d侧收到kv传输完成通知", "Decode pull kv"),
     (
         "d_12 轮询到状态 kv cache传输完成 开始加入到waiting队列",
-        "Decode add waiting queue",
+        "D adding into the 'Wait' queue",
     ),
-    ("d_18 触发首个decode token执行", "Decode start to run"),
-    ("d_19 decoder返回第一个token", "First decode output token"),
-    ("d_20 decoder返回第二个token", "Second decode output token"),
+    (
+        "d_18 触发首个decode token执行",
+        "D adding into the 'Run' queue",
+    ),
+    ("d_19 decoder返回第一个token", "D executing the first token"),
+    (
+        "d_20 decoder返回第二个token",
+        "D executing the second token",
+    ),
     (
         "d_21 api server收到推理结果",
-        "Decode api server gets result",
+        "D Execute infer until completion and return the result",
     ),
 ];
 
@@ -208,7 +220,10 @@ pub(super) fn trace(request: &Request, out: &mut Vec<u8>) -> usize {
         tag("end_action", ACTIONS[slot.end].0, out);
         out.extend_from_slice(b"],\"processID\":");
         text(slot.name, out);
-        out.extend_from_slice(b",\"logs\":[]}");
+        let _ = write!(
+            out,
+            ",\"logs\":[{{\"timestamp\":{micros},\"fields\":[]}}]}}"
+        );
     }
     let names: Vec<&str> = tree.iter().map(|(slot, _)| slot.name).collect();
     processes(&names, out);
