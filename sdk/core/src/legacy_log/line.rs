@@ -8,9 +8,10 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Local};
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 use crate::engine::Seconds;
 use crate::id::{SpanId, canonical_request_id};
@@ -23,6 +24,31 @@ use super::sglang::{self, SglangLine};
 pub const MARKER: &str = "<<<Action: ";
 /// What a line about spans that the Collector has taken contains.
 const EXPORTED: &str = "<<<Exported: ";
+
+/// What is looked for in every line: to make a finder ready takes as long as to use it.
+struct Finders {
+    action: Finder<'static>,
+    exported: Finder<'static>,
+    profile: Finder<'static>,
+    timestamp: Finder<'static>,
+    request_id: Finder<'static>,
+    role: Finder<'static>,
+    object: Finder<'static>,
+    client: Finder<'static>,
+    activity: Finder<'static>,
+}
+
+static FIND: LazyLock<Finders> = LazyLock::new(|| Finders {
+    action: Finder::new(MARKER),
+    exported: Finder::new(EXPORTED),
+    profile: Finder::new("profile"),
+    timestamp: Finder::new("; Timestamp:"),
+    request_id: Finder::new("; RequestID:"),
+    role: Finder::new("; Role:"),
+    object: Finder::new(" {"),
+    client: Finder::new(", client: "),
+    activity: Finder::new(" while "),
+});
 
 /// One line, as far as it concerns us.
 #[derive(Debug, PartialEq)]
@@ -82,9 +108,10 @@ pub enum LineError {
 
 /// Reads one line, without its line end.
 pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
-    let Some(at) = memmem::find(line, MARKER.as_bytes()) else {
-        let Some(at) = memmem::find(line, EXPORTED.as_bytes()) else {
-            let Some(at) = memmem::find(line, b"profile") else {
+    let find = &*FIND;
+    let Some(at) = find.action.find(line) else {
+        let Some(at) = find.exported.find(line) else {
+            let Some(at) = find.profile.find(line) else {
                 return Ok(Line::Other);
             };
             if let Some(line) = sglang::parse(&line[at..])? {
@@ -101,14 +128,14 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
         ));
     };
     let text = &line[at + MARKER.len()..];
-    let (action, rest) = match split(text, b"; Timestamp:") {
+    let (action, rest) = match split(text, &find.timestamp) {
         Some(parts) => parts,
         None => misplaced(text).ok_or(LineError::NoTimestamp)?,
     };
-    let (time, rest) = split(rest, b"; RequestID:").ok_or(LineError::NoRequestId)?;
+    let (time, rest) = split(rest, &find.request_id).ok_or(LineError::NoRequestId)?;
     let time = parse_seconds(time).ok_or(LineError::BadTimestamp)?;
     let action = std::str::from_utf8(action).map_err(|_| LineError::NotUtf8)?;
-    let (request_id, source, suffix, suffix_text) = match split(rest, b"; Role:") {
+    let (request_id, source, suffix, suffix_text) = match split(rest, &find.role) {
         Some((id, role)) => {
             let (role, suffix, text) = split_suffix(role)?;
             let role = std::str::from_utf8(role).map_err(|_| LineError::NotUtf8)?;
@@ -142,16 +169,16 @@ pub fn parse_line(line: &[u8]) -> Result<Line<'_>, LineError> {
     })))
 }
 
-fn split<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let at = memmem::find(text, separator)?;
-    Some((&text[..at], &text[at + separator.len()..]))
+fn split<'a>(text: &'a [u8], separator: &Finder<'_>) -> Option<(&'a [u8], &'a [u8])> {
+    let at = separator.find(text)?;
+    Some((&text[..at], &text[at + separator.needle().len()..]))
 }
 
 /// A line of 2025 with a field at the wrong place:
 /// `Add need pullling sequence;|waiting_pull_len=3 Timestamp:…`. Its name was corrected later.
 fn misplaced(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (action, rest) = split(text, b";|")?;
-    let (_, rest) = split(rest, b" Timestamp:")?;
+    let (action, rest) = split(text, &Finder::new(";|"))?;
+    let (_, rest) = split(rest, &Finder::new(" Timestamp:"))?;
     let action = match action {
         b"Add need pullling sequence" => b"Add need pulling sequence",
         other => other,
@@ -161,7 +188,7 @@ fn misplaced(text: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// The role, and the JSON object after it if there is one.
 fn split_suffix(text: &[u8]) -> Result<(&[u8], Suffix, &[u8]), LineError> {
-    match memmem::find(text, b" {") {
+    match FIND.object.find(text) {
         Some(at) => {
             let (role, json) = (&text[..at], &text[at + 1..]);
             let suffix = serde_json::from_slice(json).map_err(|_| LineError::BadSuffix)?;
@@ -174,14 +201,14 @@ fn split_suffix(text: &[u8]) -> Result<(&[u8], Suffix, &[u8]), LineError> {
 /// The id on an nginx line: up to nginx's own trailer, without the text about
 /// what nginx was doing that is glued to it.
 fn proxy_id(text: &[u8]) -> &[u8] {
-    let id = match memmem::find(text, b", client: ") {
+    let id = match FIND.client.find(text) {
         Some(at) => &text[..at],
         None => {
             let end = text.iter().position(|b| matches!(b, b';' | b',' | 0));
             &text[..end.unwrap_or(text.len())]
         }
     };
-    match memmem::find(id, b" while ") {
+    match FIND.activity.find(id) {
         Some(at) => &id[..at],
         None => id,
     }

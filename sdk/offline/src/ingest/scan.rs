@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use memchr::memmem;
+use memchr::memmem::Finder;
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
 use omnitrace::legacy_log::{
@@ -321,11 +321,11 @@ fn suffix(attributes: &[Attribute]) -> Vec<u8> {
 
 /// The host that nginx's line ends with, without its port; empty if there is none.
 fn host(line: &[u8]) -> &[u8] {
-    const BEFORE: &[u8] = b", host: \"";
-    let Some(at) = memmem::find(line, BEFORE) else {
+    static BEFORE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(", host: \""));
+    let Some(at) = BEFORE.find(line) else {
         return &[];
     };
-    let host = &line[at + BEFORE.len()..];
+    let host = &line[at + BEFORE.needle().len()..];
     let host = &host[..memchr::memchr(b'"', host).unwrap_or(host.len())];
     let end = match host.iter().position(|b| *b == b']') {
         Some(bracket) => bracket + 1,
