@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,16 +23,12 @@ receivers:
     protocols:
       grpc: {{ endpoint: "127.0.0.1:{grpc}" }}
       http: {{ endpoint: "127.0.0.1:{http}" }}
-exporters:
-  otlp_http:
-    endpoint: {onward}
-    compression: none
-    sending_queue: {{ enabled: false }}
+exporters: {{ {exporter}: {options} }}
 service:
   telemetry:
     metrics: {{ level: none }}
   pipelines:
-    traces: {{ receivers: [otlp], exporters: [otlp_http] }}
+    traces: {{ receivers: [otlp], exporters: [{exporter}] }}
 """
 
 
@@ -63,7 +61,17 @@ class Collector:
 
     def config(self) -> str:
         """What the OpenTelemetry Collector is to do."""
-        return CONFIG.format(grpc=self.grpc, http=self.http, onward=self.onward)
+        exporter, options = self.exporter()
+        return CONFIG.format(
+            grpc=self.grpc, http=self.http, exporter=exporter, options=json.dumps(options)
+        )
+
+    def exporter(self) -> tuple[str, dict[str, Any]]:
+        """Where it passes spans on to: the exporter's type and its options."""
+        queue = {"enabled": False}
+        return "otlp_http", {
+            "endpoint": self.onward, "compression": "none", "sending_queue": queue
+        }  # fmt: skip
 
     def start(self) -> None:
         with (self.folder / "collector.out").open("ab") as output:

@@ -177,7 +177,7 @@ def with_asan(load: Load, wanted: int) -> None:
         f"{len(bad)} errors in {len(reports)} reports; the last worker has grown by {grown >> 10} KiB from "
         f"{sizes[0] >> 10} KiB in {len(sizes)} rounds"
     )
-    if bad or grown > MOST_GROWN:
+    if bad or lost or grown > MOST_GROWN:
         print("\n".join(bad))
         print("sizes in KiB:", [size >> 10 for size in sizes])
         raise SystemExit(1)

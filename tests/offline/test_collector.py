@@ -14,22 +14,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from converted import Recorded, convert, spans
 from third_party import OTELCOL, Collector
 
-CONFIG = """\
-receivers:
-  otlp:
-    protocols:
-      grpc: {{ endpoint: "127.0.0.1:{grpc}" }}
-      http: {{ endpoint: "127.0.0.1:{http}" }}
-exporters:
-  file: {{ path: {taken} }}
-service:
-  telemetry:
-    metrics: {{ level: none }}
-  pipelines:
-    traces: {{ receivers: [otlp], exporters: [file] }}
-"""
-
-
 NOTHING_REFUSED = {
     "application/json": b'{"partialSuccess":{}}',
     "application/x-protobuf": b"\n\0",
@@ -46,8 +30,8 @@ class Keeper(Collector):
         super().__init__(folder, "")
         self.taken = folder / "taken.jsonl"
 
-    def config(self) -> str:
-        return CONFIG.format(grpc=self.grpc, http=self.http, taken=self.taken)
+    def exporter(self) -> tuple[str, dict[str, Any]]:
+        return "file", {"path": str(self.taken)}
 
     def post(self, content_type: str, body: bytes) -> None:
         """Sends a request, of which the Collector must refuse nothing."""

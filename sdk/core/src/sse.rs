@@ -255,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn no_line_is_skipped_with_a_text_that_has_no_end() {
+        // The second event begins and ends as the first: a line lies within what would be its text.
+        let event = |text: &str| format!("data: {{\"content\":\"{text}\",\"n\":0}}\n\n");
+        for odd in ["b\ndata: [DONE]\n", "b\rdata: [DONE]\r"] {
+            let stream = event("a") + &event("a") + &event(odd);
+            let mut scanner = Scanner::new();
+            scanner.feed(stream.as_bytes());
+            assert!(scanner.is_done(), "{odd:?}");
+        }
+    }
+
+    #[test]
     fn a_document_has_usage_and_no_tokens() {
         let mut scanner = Scanner::document();
         let body = b"{\"choices\":[{\"message\":{\"content\":\"data: x\\n\\n\"}}],\n\

@@ -10,7 +10,7 @@ use super::envelopes::Envelopes;
 use crate::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use crate::config::Config;
 use crate::context::SpanContext;
-use crate::event::{Action, Event, FinishedPhase};
+use crate::event::{Action, FinishedPhase};
 use crate::id::{SpanId, TraceId};
 use crate::key::{Key, KeyRef};
 use crate::queue::{Queue, Record};
@@ -88,17 +88,8 @@ impl Proxy {
         self.recorder.queue.drain(|record| match record {
             Record::Action(action) => {
                 let attributes: Vec<_> = action.attributes.keyed().collect();
-                let event = Event {
-                    action: action.name,
-                    time: action.time,
-                    request_id: action.request_id,
-                    occurrence: action.occurrence,
-                    context: action.context,
-                    attributes: &attributes,
-                    source: &self.source,
-                    carried: false,
-                };
                 let mut sink = &mut self.open;
+                let event = action.event(&attributes, &self.source);
                 self.assembler.event(event, &mut sink);
                 if action.last {
                     self.assembler.conclude(action.request_id, &mut sink);

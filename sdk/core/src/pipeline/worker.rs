@@ -345,16 +345,7 @@ impl Worker {
     fn take_action(&mut self, action: DecodedAction<'_>) {
         self.learn(action.request_id);
         let attributes: Vec<_> = action.attributes.keyed().collect();
-        let event = Event {
-            action: action.name,
-            time: action.time,
-            request_id: action.request_id,
-            occurrence: action.occurrence,
-            context: action.context,
-            attributes: &attributes,
-            source: &self.source,
-            carried: action.carried,
-        };
+        let event = action.event(&attributes, &self.source);
         if !event.carried {
             self.delivery.stats.events += 1;
             if self.delivery.logs_events() {

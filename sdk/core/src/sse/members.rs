@@ -87,9 +87,12 @@ impl Frame {
     }
 }
 
-/// The length of a text that is not empty, ends here and has nothing escaped in it.
+/// The length of a text that is not empty, ends here and has nothing escaped in it. It ends on
+/// its line, or there would be lines of an event that nobody looked at.
 fn plain_text(data: &[u8]) -> Option<usize> {
-    let end = data.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    let end = data
+        .iter()
+        .position(|byte| matches!(byte, b'"' | b'\\' | b'\n' | b'\r'))?;
     (end > 0 && data[end] == b'"').then_some(end)
 }
 

@@ -5,8 +5,13 @@
 //! bind:   header · texts · [context 4] · request id · canonical id
 //! ```
 
+use std::sync::Arc;
+
 use crate::context::SpanContext;
-use crate::event::{Action, ActionName};
+use crate::event::{Action, ActionName, Event};
+use crate::key::KeyRef;
+use crate::span::Source;
+use crate::value::ValueRef;
 use crate::vocabulary::ActionId;
 
 use super::super::writer::Writer;
@@ -120,6 +125,26 @@ pub(crate) struct DecodedAction<'a> {
     pub(crate) context: Option<SpanContext>,
     /// Attributes.
     pub(crate) attributes: Attributes<'a>,
+}
+
+impl DecodedAction<'_> {
+    /// It as the assembler takes it, recorded by a source.
+    pub(crate) fn event<'e>(
+        &'e self,
+        attributes: &'e [(KeyRef<'e>, ValueRef<'e>)],
+        source: &'e Arc<Source>,
+    ) -> Event<'e> {
+        Event {
+            action: self.name,
+            time: self.time,
+            request_id: self.request_id,
+            occurrence: self.occurrence,
+            context: self.context,
+            attributes,
+            source,
+            carried: self.carried,
+        }
+    }
 }
 
 fn context(header: u64, reader: &mut Reader<'_>) -> Option<Option<SpanContext>> {

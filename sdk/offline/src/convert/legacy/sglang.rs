@@ -11,7 +11,8 @@ use crate::jaeger::write::text;
 use crate::reader::Request;
 
 /// The old catalogue: each action, and what the span that ends with it is called, in the old
-/// spelling; the first ends none. Nothing writes the first three and those from 21 to 23: they are an old proxy's.
+/// spelling; the first ends none. Nothing writes the first three and those from 21 to 23: they
+/// are an old proxy's.
 const ACTIONS: [(&str, &str); 40] = [
     ("Start to schedule", ""),
     (
@@ -106,9 +107,6 @@ const ACTIONS: [(&str, &str); 40] = [
     ),
 ];
 
-/// The old proxy's actions have names that others have too.
-const OWN: [std::ops::Range<usize>; 2] = [3..21, 24..40];
-
 /// From one action to another, by their numbers.
 const BIG: [(usize, usize, &str); 9] = [
     (0, 39, "sgLang trace"),
@@ -124,8 +122,8 @@ const BIG: [(usize, usize, &str); 9] = [
 
 /// Whether it is SGLang's request.
 pub(super) fn is_request(request: &Request) -> bool {
-    let mut own = OWN.into_iter().flatten();
-    own.any(|at| request.events.iter().any(|e| *e.action == *ACTIONS[at].0))
+    let mut events = request.events.iter();
+    events.any(|event| event.source.role.starts_with("sglang"))
 }
 
 /// A span between two actions.
@@ -275,7 +273,7 @@ mod tests {
     #[test]
     fn the_catalogue_is_the_vocabularys_and_that_of_the_old_proxy() {
         let vocabulary = omnitrace::Vocabulary::of_logs();
-        for at in OWN.into_iter().flatten() {
+        for at in [3..21, 24..40].into_iter().flatten() {
             assert!(
                 vocabulary.action_named(ACTIONS[at].0).is_some(),
                 "{}",
