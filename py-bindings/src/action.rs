@@ -7,7 +7,7 @@ use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 use crate::attributes::{text, with_attributes};
-use crate::edge::{Arguments, Function, none};
+use crate::edge::{Arguments, Function, Parameters, none};
 use crate::process::{count_late_action, is_off, with_recorder};
 
 /// `action(name, request_id, attributes=None, occurrence=0)`
@@ -20,8 +20,13 @@ impl Function for ActionFunction {
 
     #[inline]
     fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        let names = ["name", "request_id", "attributes", "occurrence"];
-        let [name, request_id, attributes, occurrence] = arguments.take("action", &names, 4, 2)?;
+        static PARAMETERS: Parameters<4> = Parameters::new(
+            "action",
+            ["name", "request_id", "attributes", "occurrence"],
+            4,
+            2,
+        );
+        let [name, request_id, attributes, occurrence] = PARAMETERS.take(arguments)?;
         let occurrence = match occurrence {
             None => 0,
             Some(occurrence) => count(&occurrence)?,

@@ -143,6 +143,9 @@ fn plain_pairs<'a>(
     let mut pairs = ArrayVec::new();
     let mut lists = lists.iter();
     let all_plain = cpython::each_entry(mapping, |k, v| {
+        if v.is_none() {
+            return true;
+        }
         let value = plain(v).or_else(|| lists.next().filter(|_| is_list(v)).map(Value::as_ref));
         let pair = key(k).zip(value);
         pair.is_some_and(|pair| pairs.try_push(pair).is_ok())

@@ -1,13 +1,18 @@
 //! `omnitrace.extract` and `omnitrace.inject`: context in and out of carriers.
 
+use std::ffi::CStr;
+
 use arrayvec::ArrayVec;
+use omnitrace::propagation::{DebugTraces, Propagated};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::attributes::text;
-use omnitrace::propagation::{DebugTraces, Propagated};
-
 use crate::context::{SpanContext, current};
+use crate::cpython::{self, utf8};
+use crate::edge::{Arguments, Function, Parameters, add_function, none};
 use crate::process::{with_propagators, with_recorder};
 
 /// Keys that a carrier may hold for us beside those of the formats in use.
@@ -19,13 +24,54 @@ const LISTS: [&str; 2] = ["tracestate", "baggage"];
 /// Also where nothing is recorded.
 static DEBUG_TRACES: DebugTraces = DebugTraces::new();
 
-/// Reads the context that came with a call.
-#[pyfunction]
-#[pyo3(signature = (carrier, request_id=None))]
-pub(crate) fn extract(
+/// Adds both to the module.
+pub(crate) fn install(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    add_function::<ExtractFunction>(module)?;
+    add_function::<InjectFunction>(module)
+}
+
+struct ExtractFunction;
+
+impl Function for ExtractFunction {
+    const NAME: &'static CStr = c"extract";
+    const DOC: &'static CStr =
+        c"extract(carrier, request_id=None)\n--\n\nReads the context that came with a call.";
+
+    fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+        static PARAMETERS: Parameters<2> =
+            Parameters::new("extract", ["carrier", "request_id"], 2, 1);
+        let [carrier, request_id] = PARAMETERS.take(arguments)?;
+        let context = carrier.and_then(|carrier| extract(&carrier, request_id.as_deref()));
+        Ok(match context {
+            Some(context) => Bound::new(arguments.py, SpanContext(context))?.into_any(),
+            None => none(arguments.py),
+        })
+    }
+}
+
+struct InjectFunction;
+
+impl Function for InjectFunction {
+    const NAME: &'static CStr = c"inject";
+    const DOC: &'static CStr = c"inject(carrier, request_id=None)\n--\n\n\
+Writes the context that the receiver of a call needs.";
+
+    fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+        static PARAMETERS: Parameters<2> =
+            Parameters::new("inject", ["carrier", "request_id"], 2, 1);
+        let [carrier, request_id] = PARAMETERS.take(arguments)?;
+        if let Some(carrier) = carrier {
+            inject(&carrier, request_id.as_deref())?;
+        }
+        Ok(none(arguments.py))
+    }
+}
+
+fn extract(
     carrier: &Bound<'_, PyAny>,
     request_id: Option<&Bound<'_, PyAny>>,
-) -> Option<SpanContext> {
+) -> Option<omnitrace::SpanContext> {
+    // Python code may run here, so before the recorder is taken.
     let found = read(carrier);
     let request_id = request_id.filter(|id| !id.is_none()).map(text);
     let get = |key: &str| found.get(key);
@@ -39,7 +85,6 @@ pub(crate) fn extract(
     with_recorder(|recorder| Some(recorder.extract(get, request_id.as_deref())))
         // Where nothing is recorded the caller's context still passes through.
         .unwrap_or_else(|| came().context)
-        .map(SpanContext)
 }
 
 /// More than the formats have together.
@@ -64,45 +109,91 @@ impl Keys {
 }
 
 /// What a carrier holds for us.
-struct Found(Vec<(&'static str, String)>);
+struct Found<'py>(ArrayVec<(&'static str, Value<'py>), MOST_KEYS>);
 
-impl Found {
-    fn get(&self, key: &str) -> Option<&str> {
-        let (_, value) = self.0.iter().find(|(known, _)| *known == key)?;
-        Some(value)
+/// A value that was found.
+enum Value<'py> {
+    /// Exactly a string, and UTF-8.
+    String(Bound<'py, PyAny>),
+    /// Latin-1 that is ASCII too.
+    Ascii(Bound<'py, PyBytes>),
+    Text(String),
+}
+
+impl Value<'_> {
+    fn text(&self) -> &str {
+        match self {
+            Self::String(string) => utf8(string.as_borrowed()).unwrap_or_default(),
+            Self::Ascii(bytes) => str::from_utf8(bytes.as_bytes()).unwrap_or_default(),
+            Self::Text(text) => text,
+        }
     }
 }
 
-fn read(carrier: &Bound<'_, PyAny>) -> Found {
+impl<'py> Found<'py> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let (_, value) = self.0.iter().find(|(known, _)| *known == key)?;
+        Some(value.text())
+    }
+
+    /// A mapping has a key once, but in one case or another: the first counts.
+    fn add(&mut self, key: &'static str, value: &Bound<'py, PyAny>) {
+        let value = match utf8(value.as_borrowed()) {
+            Some(_) => Value::String(value.clone()),
+            None => match value.cast::<PyString>() {
+                Ok(value) => Value::Text(value.to_string_lossy().into_owned()),
+                Err(_) => return,
+            },
+        };
+        if self.0.iter().all(|(known, _)| *known != key) {
+            self.0.push((key, value));
+        }
+    }
+}
+
+fn read<'py>(carrier: &Bound<'py, PyAny>) -> Found<'py> {
     let keys = Keys::in_use();
-    let mut found = Found(Vec::with_capacity(4));
+    let mut found = Found(ArrayVec::new());
+    if cpython::is_dict(carrier) && read_plain(&keys, carrier, &mut found) {
+        return found;
+    }
+    found.0.clear();
     if let Ok(dict) = carrier.cast::<PyDict>() {
         // All of it first: making text of a key may run code that changes it.
         let pairs: Vec<_> = dict.iter().collect();
         for (key, value) in &pairs {
-            let known = keys.find(text(key).as_bytes());
-            if let (Some(known), Ok(value)) = (known, value.cast::<PyString>()) {
-                found.0.push((known, value.to_string_lossy().into_owned()));
+            if let Some(known) = keys.find(text(key).as_bytes()) {
+                found.add(known, value);
             }
         }
     } else if let Ok(headers) = carrier.cast::<PyList>() {
         read_asgi(&keys, headers, &mut found);
     } else {
         for &key in &keys.0 {
-            let Ok(value) = carrier.call_method1("get", (key,)) else {
-                continue;
-            };
-            if let Ok(value) = value.cast::<PyString>() {
-                found.0.push((key, value.to_string_lossy().into_owned()));
+            if let Ok(value) = carrier.call_method1("get", (key,)) {
+                found.add(key, &value);
             }
         }
     }
     found
 }
 
+/// Reads a dictionary all of whose keys are strings. False: there are others.
+fn read_plain<'py>(keys: &Keys, dict: &Bound<'py, PyAny>, found: &mut Found<'py>) -> bool {
+    with_critical_section(dict, || {
+        cpython::each_entry(dict, |key, value| {
+            let key = utf8(key);
+            if let Some(known) = key.and_then(|key| keys.find(key.as_bytes())) {
+                found.add(known, &value);
+            }
+            key.is_some()
+        })
+    })
+}
+
 /// Headers as ASGI has them: names and values in bytes. Of what came more than once
 /// only lists have a value, as the specifications of each say.
-fn read_asgi(keys: &Keys, headers: &Bound<'_, PyList>, found: &mut Found) {
+fn read_asgi<'py>(keys: &Keys, headers: &Bound<'py, PyList>, found: &mut Found<'py>) {
     let mut repeated = ArrayVec::<&'static str, MOST_KEYS>::new();
     for header in headers {
         let Ok(header) = header.cast_into_exact::<PyTuple>() else {
@@ -118,12 +209,15 @@ fn read_asgi(keys: &Keys, headers: &Bound<'_, PyList>, found: &mut Found) {
             continue;
         };
         // HTTP's headers are Latin-1, all of which is in Unicode.
-        let value = value.as_bytes().iter().copied().map(char::from);
+        let characters = value.as_bytes().iter().copied().map(char::from);
         match found.0.iter_mut().find(|(known, _)| *known == key) {
-            None => found.0.push((key, value.collect())),
+            None if value.as_bytes().is_ascii() => {
+                found.0.push((key, Value::Ascii(value.clone())));
+            }
+            None => found.0.push((key, Value::Text(characters.collect()))),
             Some((_, list)) if LISTS.contains(&key) => {
-                list.push(',');
-                list.extend(value);
+                let so_far = list.text().chars().chain([',']);
+                *list = Value::Text(so_far.chain(characters).collect());
             }
             Some(_) if repeated.contains(&key) => {}
             Some(_) => repeated.push(key),
@@ -132,18 +226,26 @@ fn read_asgi(keys: &Keys, headers: &Bound<'_, PyList>, found: &mut Found) {
     found.0.retain(|(key, _)| !repeated.contains(key));
 }
 
-/// Writes the context that the receiver of a call needs.
-#[pyfunction]
-#[pyo3(signature = (carrier, request_id=None))]
-pub(crate) fn inject(
-    py: Python<'_>,
-    carrier: &Bound<'_, PyAny>,
-    request_id: Option<&Bound<'_, PyAny>>,
-) -> PyResult<()> {
+/// Our keys as Python has them, made once.
+static KEYS: PyOnceLock<[Py<PyString>; USUAL_KEYS.len()]> = PyOnceLock::new();
+const USUAL_KEYS: [&str; 4] = ["traceparent", "tracestate", OWN_KEYS[0], OWN_KEYS[1]];
+
+fn set(carrier: &Bound<'_, PyAny>, key: &'static str, value: &str) -> PyResult<()> {
+    let py = carrier.py();
+    let keys = KEYS.get_or_init(py, || {
+        USUAL_KEYS.map(|key| PyString::intern(py, key).unbind())
+    });
+    match USUAL_KEYS.iter().position(|usual| *usual == key) {
+        Some(at) => carrier.set_item(&keys[at], value),
+        None => carrier.set_item(key, value),
+    }
+}
+
+fn inject(carrier: &Bound<'_, PyAny>, request_id: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     let mut failed = Ok(());
     let set = |key: &'static str, value: &str| {
         if failed.is_ok() {
-            failed = carrier.set_item(key, value);
+            failed = set(carrier, key, value);
         }
     };
     match request_id.filter(|id| !id.is_none()).map(text) {
@@ -154,7 +256,7 @@ pub(crate) fn inject(
             });
         }
         None => {
-            if let Some(parent) = current(py) {
+            if let Some(parent) = current(carrier.py()) {
                 let propagated = Propagated {
                     context: Some(parent.context),
                     debug: DEBUG_TRACES.contains(parent.context.trace_id),

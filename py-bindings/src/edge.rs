@@ -6,13 +6,14 @@
 
 use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::{ptr, slice};
 
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 
 use crate::cpython::utf8;
 
@@ -30,49 +31,6 @@ pub(crate) struct Arguments<'a, 'py> {
 }
 
 impl<'a, 'py> Arguments<'a, 'py> {
-    /// One for each of `parameters`, of which the first `by_position` may be given
-    /// so, and the first `required` must be given.
-    #[inline]
-    pub(crate) fn take<const N: usize>(
-        &self,
-        function: &str,
-        parameters: &[&str; N],
-        by_position: usize,
-        required: usize,
-    ) -> PyResult<[Option<Borrowed<'a, 'py, PyAny>>; N]> {
-        let mut taken = [None; N];
-        if self.positional > by_position {
-            let message = format!(
-                "{function}() takes {by_position} positional arguments but {} were given",
-                self.positional
-            );
-            return Err(PyTypeError::new_err(message));
-        }
-        for (place, object) in taken.iter_mut().zip(&self.all[..self.positional]) {
-            *place = Some(self.object(*object));
-        }
-        if let Some(names) = self.names {
-            let values = &self.all[self.positional..];
-            for (name, value) in names.iter_borrowed().zip(values) {
-                let name = utf8(name).unwrap_or_default();
-                let place = parameters.iter().position(|p| *p == name);
-                match place.map(|at| &mut taken[at]) {
-                    Some(place @ None) => *place = Some(self.object(*value)),
-                    Some(Some(_)) => return Err(wrong(function, "multiple values for", name)),
-                    None => return Err(wrong(function, "an unexpected keyword", name)),
-                }
-            }
-        }
-        if let Some(at) = taken[..required].iter().position(Option::is_none) {
-            let message = format!(
-                "{function}() missing required argument '{}'",
-                parameters[at]
-            );
-            return Err(PyTypeError::new_err(message));
-        }
-        Ok(taken)
-    }
-
     #[inline]
     fn object(&self, object: *mut ffi::PyObject) -> Borrowed<'a, 'py, PyAny> {
         // SAFETY: the caller keeps its arguments alive during the call.
@@ -80,10 +38,98 @@ impl<'a, 'py> Arguments<'a, 'py> {
     }
 }
 
-#[cold]
-fn wrong(function: &str, what: &str, name: &str) -> PyErr {
-    PyTypeError::new_err(format!("{function}() got {what} argument '{name}'"))
+/// The parameters of a function.
+pub(crate) struct Parameters<const N: usize> {
+    function: &'static str,
+    names: [&'static str; N],
+    /// How many of the first may be given by position.
+    by_position: usize,
+    /// How many of the first must be given.
+    required: usize,
+    /// The addresses of the names as CPython's code has them, where each text is one object.
+    interned: OnceLock<[usize; N]>,
 }
+
+impl<const N: usize> Parameters<N> {
+    pub(crate) const fn new(
+        function: &'static str,
+        names: [&'static str; N],
+        by_position: usize,
+        required: usize,
+    ) -> Self {
+        Self {
+            function,
+            names,
+            by_position,
+            required,
+            interned: OnceLock::new(),
+        }
+    }
+
+    /// One for each of them, as given.
+    #[inline]
+    pub(crate) fn take<'a, 'py>(
+        &self,
+        arguments: &Arguments<'a, 'py>,
+    ) -> PyResult<[Option<Borrowed<'a, 'py, PyAny>>; N]> {
+        let mut taken = [None; N];
+        if arguments.positional > self.by_position {
+            let message = format!(
+                "{}() takes {} positional arguments but {} were given",
+                self.function, self.by_position, arguments.positional
+            );
+            return Err(PyTypeError::new_err(message));
+        }
+        for (place, object) in taken.iter_mut().zip(&arguments.all[..arguments.positional]) {
+            *place = Some(arguments.object(*object));
+        }
+        if let Some(names) = arguments.names {
+            let values = &arguments.all[arguments.positional..];
+            for (name, value) in names.iter_borrowed().zip(values) {
+                match self.place(name).map(|at| &mut taken[at]) {
+                    Some(place @ None) => *place = Some(arguments.object(*value)),
+                    Some(Some(_)) => return Err(self.wrong("multiple values for", name)),
+                    None => return Err(self.wrong("an unexpected keyword", name)),
+                }
+            }
+        }
+        if let Some(at) = taken[..self.required].iter().position(Option::is_none) {
+            let message = format!(
+                "{}() missing required argument '{}'",
+                self.function, self.names[at]
+            );
+            return Err(PyTypeError::new_err(message));
+        }
+        Ok(taken)
+    }
+
+    #[inline]
+    fn place(&self, name: Borrowed<'_, '_, PyAny>) -> Option<usize> {
+        // Each is kept for ever.
+        let intern = |text| PyString::intern(name.py(), text).into_ptr() as usize;
+        let interned = self.interned.get_or_init(|| self.names.map(intern));
+        let address = name.as_ptr() as usize;
+        let place = interned.iter().position(|known| *known == address);
+        place.or_else(|| self.place_of_text(name))
+    }
+
+    /// A name that was made at run time.
+    #[cold]
+    fn place_of_text(&self, name: Borrowed<'_, '_, PyAny>) -> Option<usize> {
+        let name = utf8(name)?;
+        self.names.iter().position(|known| *known == name)
+    }
+
+    #[cold]
+    fn wrong(&self, what: &str, name: Borrowed<'_, '_, PyAny>) -> PyErr {
+        let name = utf8(name).unwrap_or_default();
+        PyTypeError::new_err(format!("{}() got {what} argument '{name}'", self.function))
+    }
+}
+
+/// Those of a block's `__exit__`.
+pub(crate) static EXIT: Parameters<3> =
+    Parameters::new("__exit__", ["exc_type", "exc_value", "traceback"], 3, 3);
 
 /// Calls `f` for CPython: an error or a panic becomes a Python exception.
 #[inline]

@@ -19,8 +19,6 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _omnitrace {
     #[pymodule_export]
-    use super::carrier::{extract, inject};
-    #[pymodule_export]
     use super::context::{SpanContext, request_span};
     #[pymodule_export]
     use super::lifecycle::{after_fork_in_child, after_fork_in_parent, before_fork};
@@ -41,6 +39,7 @@ mod _omnitrace {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         super::context::create_context_variable(module.py())?;
         super::edge::add_function::<super::action::ActionFunction>(module)?;
+        super::carrier::install(module)?;
         super::span::install(module)?;
         super::opentelemetry::install(module)
     }

@@ -244,8 +244,11 @@ class Entry:
     start: Callable[[], Contestant]
     environment: dict[str, str] = field(default_factory=dict)
     exports: bool = True
+    beside: str = "omnitrace.span"
+    """The line that the ratios are to: ours that is used in the same way."""
 
 
+START_AND_END = "omnitrace.opentelemetry"
 OFF = {"OTEL_SDK_DISABLED": "true"}
 SAMPLED_OUT = {"OTEL_TRACES_SAMPLER": "always_off"}
 
@@ -253,7 +256,7 @@ SAMPLED_OUT = {"OTEL_TRACES_SAMPLER": "always_off"}
 CONTESTANTS = {
     "omnitrace.span": Entry(OmnitraceSpans),
     "omnitrace.action": Entry(OmnitraceActions),
-    "omnitrace.opentelemetry": Entry(OmnitraceOpenTelemetry),
+    START_AND_END: Entry(OmnitraceOpenTelemetry),
     "omnitrace.opentelemetry, block": Entry(OmnitraceOpenTelemetryBlocks),
     "omnitrace.opentelemetry, sampled out": Entry(
         OmnitraceOpenTelemetry, SAMPLED_OUT, exports=False
@@ -261,15 +264,24 @@ CONTESTANTS = {
     "omnitrace.span, off": Entry(OmnitraceSpans, OFF, exports=False),
     "omnitrace.action, off": Entry(OmnitraceActions, OFF, exports=False),
     "a dict of the attributes alone": Entry(Attributes, exports=False),
-    "OpenTelemetry API, no-op": Entry(lambda: opentelemetry_api(OpenTelemetry), exports=False),
+    "OpenTelemetry API, no-op": Entry(
+        lambda: opentelemetry_api(OpenTelemetry), exports=False, beside=START_AND_END
+    ),
     "OpenTelemetry API, no-op, block": Entry(
         lambda: opentelemetry_api(OpenTelemetryBlocks), exports=False
     ),
     "OpenTelemetry SDK, sampled out": Entry(
-        lambda: opentelemetry_sdk("http", OpenTelemetry), SAMPLED_OUT, exports=False
+        lambda: opentelemetry_sdk("http", OpenTelemetry),
+        SAMPLED_OUT,
+        exports=False,
+        beside="omnitrace.opentelemetry, sampled out",
     ),
-    "OpenTelemetry SDK, HTTP": Entry(lambda: opentelemetry_sdk("http", OpenTelemetry)),
+    "OpenTelemetry SDK, HTTP": Entry(
+        lambda: opentelemetry_sdk("http", OpenTelemetry), beside=START_AND_END
+    ),
     "OpenTelemetry SDK, HTTP, block": Entry(lambda: opentelemetry_sdk("http", OpenTelemetryBlocks)),
-    "OpenTelemetry SDK, gRPC": Entry(lambda: opentelemetry_sdk("grpc", OpenTelemetry)),
+    "OpenTelemetry SDK, gRPC": Entry(
+        lambda: opentelemetry_sdk("grpc", OpenTelemetry), beside=START_AND_END
+    ),
     "logfire": Entry(Logfire),
 }

@@ -8,7 +8,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
-use crate::edge::{Arguments, Method, add_method};
+use crate::edge::{Arguments, EXIT, Method, add_method};
 
 use super::api::connected;
 use super::span::{Span, is_failure};
@@ -186,8 +186,7 @@ impl Method for Exit {
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = arguments.py;
-        let [_, error, _] =
-            arguments.take("__exit__", &["exc_type", "exc_value", "traceback"], 3, 3)?;
+        let [_, error, _] = EXIT.take(arguments)?;
         if let Some(error) = error {
             block.get().exit(&error)?;
         }

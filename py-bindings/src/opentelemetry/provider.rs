@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use omnitrace::config::Limits;
-use omnitrace::id::{SpanId, TraceId};
+use omnitrace::id::{SpanId, TraceId, random_root};
 use omnitrace::{Sampler, SpanContext};
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -158,13 +158,20 @@ impl Provider {
     /// A context of a new span of the trace, or of a new trace.
     #[inline]
     pub(crate) fn new_context(&self, py: Python<'_>, parent: Option<&SpanContext>) -> SpanContext {
-        let (trace_id, span_id) = match &self.id_generator {
-            None => (parent.map(|parent| parent.trace_id), None),
-            Some(generator) => generated(generator.bind(py), parent),
+        let (trace_id, span_id) = match (&self.id_generator, parent) {
+            (None, None) => random_root(),
+            (None, Some(parent)) => (parent.trace_id, SpanId::random()),
+            (Some(generator), parent) => {
+                let (trace_id, span_id) = generated(generator.bind(py), parent);
+                (
+                    trace_id.unwrap_or_else(TraceId::random),
+                    span_id.unwrap_or_else(SpanId::random),
+                )
+            }
         };
         SpanContext {
-            trace_id: trace_id.unwrap_or_else(TraceId::random),
-            span_id: span_id.unwrap_or_else(SpanId::random),
+            trace_id,
+            span_id,
             flags: 0,
         }
     }

@@ -9,7 +9,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use crate::attributes::pair;
-use crate::edge::{Arguments, Method, add_method};
+use crate::edge::{Arguments, Method, Parameters, add_method};
 
 use super::block::Block;
 use super::packed::Room;
@@ -101,19 +101,6 @@ impl Tracer {
     }
 }
 
-/// Parameters of both, in the API's order.
-const PARAMETERS: [&str; 9] = [
-    "name",
-    "context",
-    "kind",
-    "attributes",
-    "links",
-    "start_time",
-    "record_exception",
-    "set_status_on_exception",
-    "end_on_exit",
-];
-
 /// Adds the methods to the class.
 pub(crate) fn add_methods(py: Python<'_>) -> PyResult<()> {
     add_method::<StartSpan>(py)?;
@@ -134,11 +121,22 @@ set_status_on_exception=True)\n--\n\nStarts a span.";
         tracer: &Bound<'py, Tracer>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (parameters, _) = PARAMETERS
-            .split_first_chunk::<8>()
-            .unwrap_or((&[""; 8], &[]));
-        let taken = arguments.take("start_span", parameters, 8, 1)?;
-        start(tracer, &Given::new(taken))
+        static PARAMETERS: Parameters<8> = Parameters::new(
+            "start_span",
+            [
+                "name",
+                "context",
+                "kind",
+                "attributes",
+                "links",
+                "start_time",
+                "record_exception",
+                "set_status_on_exception",
+            ],
+            8,
+            1,
+        );
+        start(tracer, &Given::new(PARAMETERS.take(arguments)?))
     }
 }
 
@@ -156,7 +154,22 @@ set_status_on_exception=True, end_on_exit=True)\n--\n\nA block with a span that 
         tracer: &Bound<'py, Tracer>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let taken = arguments.take("start_as_current_span", &PARAMETERS, 9, 1)?;
+        static PARAMETERS: Parameters<9> = Parameters::new(
+            "start_as_current_span",
+            [
+                "name",
+                "context",
+                "kind",
+                "attributes",
+                "links",
+                "start_time",
+                "record_exception",
+                "set_status_on_exception",
+                "end_on_exit",
+            ],
+            9,
+            1,
+        );
         let [
             name,
             context,
@@ -167,7 +180,7 @@ set_status_on_exception=True, end_on_exit=True)\n--\n\nA block with a span that 
             record,
             status,
             end,
-        ] = taken;
+        ] = PARAMETERS.take(arguments)?;
         let given = [name, context, kind, attributes, links, time, record, status];
         Ok(Bound::new(arguments.py, Block::new(tracer, given, end))?.into_any())
     }

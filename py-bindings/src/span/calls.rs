@@ -6,7 +6,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
 use crate::context::SpanContext;
-use crate::edge::{Arguments, Function, Method, add_function, add_method, none};
+use crate::edge::{
+    Arguments, EXIT, Function, Method, Parameters, add_function, add_method, none,
+};
 
 use super::Span;
 
@@ -25,12 +27,13 @@ impl Function for SpanFunction {
 
     #[inline]
     fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        let [name, request_id, attributes, parent] = arguments.take(
+        static PARAMETERS: Parameters<4> = Parameters::new(
             "span",
-            &["name", "request_id", "attributes", "parent"],
+            ["name", "request_id", "attributes", "parent"],
             3,
             1,
-        )?;
+        );
+        let [name, request_id, attributes, parent] = PARAMETERS.take(arguments)?;
         let parent = match parent.filter(|p| !p.is_none()) {
             Some(parent) => Some(*parent.cast::<SpanContext>()?.get()),
             None => None,
@@ -78,8 +81,7 @@ impl Method for Exit {
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = arguments.py;
-        let [kind, error, _traceback] =
-            arguments.take("__exit__", &["exc_type", "exc_value", "traceback"], 3, 3)?;
+        let [kind, error, _traceback] = EXIT.take(arguments)?;
         if let (Some(kind), Some(error)) = (kind, error) {
             span.get().exit(&kind, &error);
         }

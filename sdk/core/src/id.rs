@@ -107,6 +107,16 @@ impl TraceId {
     }
 }
 
+/// Ids of the first span of a new trace.
+#[inline]
+pub fn random_root() -> (TraceId, SpanId) {
+    let (trace, span) = random(|rng| (rng.random(), rng.random()));
+    (
+        TraceId::new(trace).unwrap_or(TraceId(NonZeroU128::MIN)),
+        SpanId::new(span).unwrap_or(SpanId(NonZeroU64::MIN)),
+    )
+}
+
 impl SpanId {
     /// One that no other span has.
     #[inline]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any
 
 from .. import _omnitrace as omnitrace
@@ -27,33 +28,54 @@ _NO_CHOICE = '"choices":[]'
 _current: ContextVar[str] = ContextVar("omnitrace_request")
 """The request that a task of the event loop is about."""
 
-# A request's own members, and what OpenTelemetry calls them.
-_ASKED = (
-    ("gen_ai.request.model", "model"),
-    ("gen_ai.request.max_tokens", "max_tokens"),
-    # Its newer name; where a request has both, vLLM takes this one.
-    ("gen_ai.request.max_tokens", "max_completion_tokens"),
-    ("gen_ai.request.temperature", "temperature"),
-    ("gen_ai.request.top_p", "top_p"),
-    ("gen_ai.request.stream", "stream"),
-)
+
+class _Members:
+    """Members of an object, by OpenTelemetry's names; those that a version has."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self._there: tuple[str, ...] = ()
+        self._get: Callable[[Any], tuple[Any, ...]] | None = None
+
+    def of(self, what: Any) -> dict[str, Any]:
+        """What an object has of them."""
+        if self._get is not None:
+            try:
+                return dict(zip(self._there, self._get(what)))
+            except AttributeError:
+                # It is another class's.
+                pass
+        there = {name: member for name, member in self._names.items() if hasattr(what, member)}
+        # One more, that every object has: of a single one it makes no tuple.
+        self._there, self._get = tuple(there), attrgetter(*there.values(), "__class__")
+        return dict(zip(self._there, self._get(what)))
+
 
 # Of `RequestState`, for each prompt.
-_PROMPT = (
-    ("gen_ai.usage.input_tokens", "prompt_len"),
-    ("gen_ai.usage.cache_read.input_tokens", "num_cached_tokens"),
+_PROMPT = _Members(
+    {
+        "gen_ai.usage.input_tokens": "prompt_len",
+        "gen_ai.usage.cache_read.input_tokens": "num_cached_tokens",
+    }
 )
-# Of `FinishedRequestStats`: what adds up, and what the last to finish says.
-_CHOICE = (
-    ("gen_ai.usage.output_tokens", "num_generation_tokens"),
-    ("omnitrace.preemptions", "num_preemptions"),
+# Of `FinishedRequestStats`.
+_CHOICE = _Members(
+    {
+        "gen_ai.usage.output_tokens": "num_generation_tokens",
+        "omnitrace.preemptions": "num_preemptions",
+        "gen_ai.latency.e2e": "e2e_latency",
+        "gen_ai.latency.time_in_queue": "queued_time",
+        "gen_ai.latency.time_in_model_prefill": "prefill_time",
+        "gen_ai.latency.time_in_model_decode": "decode_time",
+        "gen_ai.latency.time_in_model_inference": "inference_time",
+    }
 )
-_LATENCIES = (
-    ("gen_ai.latency.e2e", "e2e_latency"),
-    ("gen_ai.latency.time_in_queue", "queued_time"),
-    ("gen_ai.latency.time_in_model_prefill", "prefill_time"),
-    ("gen_ai.latency.time_in_model_decode", "decode_time"),
-    ("gen_ai.latency.time_in_model_inference", "inference_time"),
+# Of several prompts and choices these add up; of the others the last to finish says it.
+_SUMS = (
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.output_tokens",
+    "omnitrace.preemptions",
 )
 
 
@@ -101,13 +123,20 @@ class Api:
         # pydantic warns whoever asks it for max_tokens, and takes long to say that it has none.
         members = vars(request)
         role = _roles.of_parameters(members.get("kv_transfer_params"))
-        _make_room(self._open)
+        if len(self._open) >= _MOST:
+            _make_room(self._open)
         self._open[request_id] = _Open(role)
         _current.set(request_id)
-        attributes: dict[str, Any] = {"gen_ai.operation.name": operation}
-        for name, member in _ASKED:
-            if (value := members.get(member)) is not None:
-                attributes[name] = value
+        most = members.get("max_completion_tokens")
+        attributes = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.request.model": members.get("model"),
+            # The older name; where a request has both, vLLM takes the newer.
+            "gen_ai.request.max_tokens": members.get("max_tokens") if most is None else most,
+            "gen_ai.request.temperature": members.get("temperature"),
+            "gen_ai.request.top_p": members.get("top_p"),
+            "gen_ai.request.stream": members.get("stream"),
+        }
         omnitrace.action(RECEIVED[role], request_id, attributes)
 
     def tokenized(self) -> None:
@@ -145,18 +174,21 @@ class Api:
             if not open.in_engine and not open.prompts:
                 omnitrace.action(SENT[open.role], request_id)
             open.in_engine.add(request.request_id)
-        _make_room(self.silent)
+        if len(self.silent) >= _MOST:
+            _make_room(self.silent)
         self.silent[request.request_id] = None
         _carrier.put(request, request_id)
 
     def outputs(self, outputs: Iterable[Any]) -> None:
         """Outputs of the engine have come; the first of a request has its trace with it."""
+        silent = self.silent
         for output in outputs:
-            request_id = output.request_id
-            if request_id in self.silent:
-                del self.silent[request_id]
+            if output.request_id in silent:
+                request_id = output.request_id
+                del silent[request_id]
                 if (rank := _carrier.take(output, request_id)) is not None:
-                    _make_room(self._engines)
+                    if len(self._engines) >= _MOST:
+                        _make_room(self._engines)
                     self._engines[request_id] = rank
 
     def finished(self, state: Any, reason: Any, statistics: Any) -> None:
@@ -168,19 +200,21 @@ class Api:
         open = self._open.get(request_id)
         if open is None:
             return
-        attributes = open.attributes
+        attributes, said = open.attributes, {}
         if engine is not None:
             attributes["omnitrace.engine.rank"] = engine
         if reason is not None:
             attributes.setdefault("gen_ai.response.finish_reasons", []).append(str(reason))
+        is_first = not open.prompts
         if prompt not in open.prompts:
             # All its choices have read it once.
             open.prompts.add(prompt)
-            _add(_PROMPT, state, attributes)
+            said = _PROMPT.of(state)
         if done := getattr(statistics, "finished_requests", None):
-            _add(_CHOICE, done[-1], attributes)
-            for name, member in _LATENCIES:
-                attributes[name] = getattr(done[-1], member, None)
+            said.update(_CHOICE.of(done[-1]))
+        if not is_first:
+            _add_up(attributes, said)
+        attributes.update(said)
         open.in_engine.discard(state.request_id)
         if open.role == _roles.PREFILL and not open.in_engine:
             self.ends(request_id)
@@ -242,8 +276,7 @@ class Api:
 
 
 def _make_room(requests: dict[str, Any]) -> None:
-    while len(requests) >= _MOST:
-        requests.pop(next(iter(requests)))
+    requests.pop(next(iter(requests)))
 
 
 def _id(prefix: str, request: Any, headers: _carrier.Headers) -> str | None:
@@ -268,7 +301,7 @@ def _error(result: Any) -> str | None:
     return str(getattr(error, "type", None) or "ErrorResponse")
 
 
-def _add(names: Iterable[tuple[str, str]], of: Any, to: dict[str, Any]) -> None:
-    for name, member in names:
-        if (value := getattr(of, member, None)) is not None:
-            to[name] = to.get(name, 0) + value
+def _add_up(before: Mapping[str, Any], said: dict[str, Any]) -> None:
+    for name in _SUMS:
+        if (value := before.get(name)) is not None:
+            said[name] = value + (said.get(name) or 0)

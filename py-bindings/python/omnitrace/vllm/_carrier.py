@@ -22,10 +22,11 @@ Headers = Union[Mapping[str, str], list[tuple[bytes, bytes]]]
 
 def of_call(raw_request: Any) -> Headers:
     """What an HTTP request says of its id and its trace."""
-    headers = getattr(raw_request, "headers", None)
     # Starlette goes through all of its headers to find one.
-    raw: list[tuple[bytes, bytes]] | None = getattr(headers, "raw", None)
-    return headers or {} if raw is None else raw
+    scope = getattr(raw_request, "scope", None)
+    if scope is not None and type(raw := scope.get("headers")) is list:
+        return raw
+    return getattr(raw_request, "headers", None) or {}
 
 
 def request_id(headers: Headers) -> str | None:
@@ -42,13 +43,12 @@ def request_id(headers: Headers) -> str | None:
 def put(message: Any, request_id: str, rank: int | None = None) -> None:
     """Puts what another process of this node needs into a message; `rank` is the engine's that
     it comes from."""
-    ours = {} if rank is None else {_RANK: str(rank)}
+    carrier = {_OURS: "1"} if rank is None else {_OURS: "1", _RANK: str(rank)}
     try:
         own: Mapping[str, str] | None = message.trace_headers
     except AttributeError:
-        _put_beside(message, request_id, ours)
+        _put_beside(message, request_id, carrier)
         return
-    carrier: dict[str, str] = {_OURS: "1", **ours}
     if own is not None:
         if _OURS in own:
             # A client that is made of another passes the message on.

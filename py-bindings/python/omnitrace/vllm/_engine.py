@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .. import _omnitrace as omnitrace
@@ -34,24 +35,14 @@ _MOST = 100_000
 class _Request:
     """How far a request is: each stage is recorded once."""
 
-    __slots__ = (
-        "executing",
-        "has_blocks",
-        "is_running",
-        "preemptions",
-        "pulls",
-        "refused",
-        "role",
-        "waits",
-    )
+    # Most stay as they are: nothing is stored for them.
+    waits = refused = has_blocks = is_running = executing = False
+    preemptions = 0
+    pulls: Mapping[str, int] = MappingProxyType({})
+    """How much another node, or a store, has for it."""
 
     def __init__(self, role: str) -> None:
         self.role = role
-        self.pulls: dict[str, int] = {}
-        """How much another node, or a store, has for it."""
-        self.waits = self.refused = self.has_blocks = False
-        self.is_running = self.executing = False
-        self.preemptions = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use omnitrace::{KeyRef, clock};
 use pyo3::prelude::*;
 
-use crate::edge::{Arguments, Method, add_method, none};
+use crate::edge::{Arguments, Method, Parameters, add_method, none};
 use crate::opentelemetry::mistakes::Mistake;
 use crate::opentelemetry::packed::Room;
 use crate::opentelemetry::values;
@@ -56,7 +56,8 @@ impl Method for End {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let [end] = arguments.take("end", &["end_time"], 1, 0)?;
+        static PARAMETERS: Parameters<1> = Parameters::new("end", ["end_time"], 1, 0);
+        let [end] = PARAMETERS.take(arguments)?;
         Span::finish(span, time(end));
         Ok(none(arguments.py))
     }
@@ -73,7 +74,9 @@ impl Method for SetAttribute {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let [key, value] = arguments.take("set_attribute", &["key", "value"], 2, 2)?;
+        static PARAMETERS: Parameters<2> =
+            Parameters::new("set_attribute", ["key", "value"], 2, 2);
+        let [key, value] = PARAMETERS.take(arguments)?;
         if let (Some(key), Some(value)) = (key, value) {
             span.get().set(arguments.py, key, value);
         }
@@ -109,7 +112,9 @@ impl Method for SetAttributes {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let [attributes] = arguments.take("set_attributes", &["attributes"], 1, 1)?;
+        static PARAMETERS: Parameters<1> =
+            Parameters::new("set_attributes", ["attributes"], 1, 1);
+        let [attributes] = PARAMETERS.take(arguments)?;
         if let Some(attributes) = attributes {
             let span = span.get();
             let room = Room::of_span(span.tracer.get().provider().limits());
@@ -134,8 +139,9 @@ impl Method for AddEvent {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let [name, attributes, timestamp] =
-            arguments.take("add_event", &["name", "attributes", "timestamp"], 3, 1)?;
+        static PARAMETERS: Parameters<3> =
+            Parameters::new("add_event", ["name", "attributes", "timestamp"], 3, 1);
+        let [name, attributes, timestamp] = PARAMETERS.take(arguments)?;
         if let Some(name) = name {
             let time = time(timestamp);
             span.get()
@@ -156,7 +162,8 @@ impl Method for IsRecording {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let [] = arguments.take("is_recording", &[], 0, 0)?;
+        static PARAMETERS: Parameters<0> = Parameters::new("is_recording", [], 0, 0);
+        let [] = PARAMETERS.take(arguments)?;
         let is_open = span.get().is_open();
         Ok(is_open.into_pyobject(arguments.py)?.to_owned().into_any())
     }

@@ -31,15 +31,51 @@ const LOSSLESS: usize = 1 << 18;
 /// the contestant's own default).
 type Start = fn(&str, Option<usize>) -> Result<Box<dyn Contestant>, Box<dyn Error>>;
 
-/// In the order of the table; the ratios are to the first.
-const CONTESTANTS: [(&str, Start); 7] = [
-    ("omnitrace span", ours::span),
-    ("omnitrace action", ours::action),
-    ("omnitrace layer", ours::layer),
-    ("omnitrace span_processor", ours::span_processor),
-    ("opentelemetry_sdk", peers::opentelemetry),
-    ("tracing-opentelemetry", peers::tracing),
-    ("fastrace, local span", peers::fastrace),
+/// A line of the table.
+struct Entry {
+    name: &'static str,
+    /// The ratios are to this line, whose spans are made in the same way.
+    beside: &'static str,
+    /// How many of them record at the same time.
+    threads: u32,
+    start: Start,
+}
+
+impl Entry {
+    const fn new(name: &'static str, beside: &'static str, threads: u32, start: Start) -> Self {
+        Self {
+            name,
+            beside,
+            threads,
+            start,
+        }
+    }
+}
+
+const OURS: &str = "omnitrace span";
+const OURS_ON_TWO: &str = "omnitrace span, 2 threads";
+
+/// In the order of the table.
+const CONTESTANTS: [Entry; 9] = [
+    Entry::new(OURS, OURS, 1, ours::span),
+    Entry::new(OURS_ON_TWO, OURS_ON_TWO, 2, ours::span),
+    Entry::new("omnitrace action", OURS, 1, ours::action),
+    Entry::new("omnitrace layer", OURS, 1, ours::layer),
+    Entry::new("omnitrace span_processor", OURS, 1, ours::span_processor),
+    Entry::new("opentelemetry_sdk", OURS, 1, peers::opentelemetry),
+    Entry::new(
+        "opentelemetry_sdk, 2 threads",
+        OURS_ON_TWO,
+        2,
+        peers::opentelemetry,
+    ),
+    Entry::new(
+        "tracing-opentelemetry",
+        "omnitrace layer",
+        1,
+        peers::tracing,
+    ),
+    Entry::new("fastrace, local span", OURS, 1, peers::fastrace),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -63,11 +99,12 @@ fn run(
     room: Option<usize>,
     length: Duration,
 ) -> Result<(), Box<dyn Error>> {
-    let (_, start) = CONTESTANTS
-        .into_iter()
-        .find(|(known, _)| *known == name)
+    let entry = CONTESTANTS
+        .iter()
+        .find(|entry| entry.name == name)
         .ok_or_else(|| format!("no contestant is called \"{name}\""))?;
-    let cost = measure::measure(&mut *start(endpoint, room)?, length);
+    let mut contestant = (entry.start)(endpoint, room)?;
+    let cost = measure::measure(&mut *contestant, entry.threads, length);
     println!("{}", serde_json::to_string(&cost)?);
     Ok(())
 }
@@ -78,15 +115,15 @@ fn bench(quick: bool) -> Result<(), Box<dyn Error>> {
     let mut costs: Vec<Vec<Cost>> = vec![Vec::new(); CONTESTANTS.len()];
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
-        for ((name, _), costs) in CONTESTANTS.iter().zip(&mut costs) {
-            costs.push(run_apart(&mut sink, name, Some(LOSSLESS), millis)?);
+        for (entry, costs) in CONTESTANTS.iter().zip(&mut costs) {
+            costs.push(run_apart(&mut sink, entry.name, Some(LOSSLESS), millis)?);
         }
     }
     eprintln!("with default queues, for what is lost");
     let mut rows = Vec::new();
-    for ((name, _), costs) in CONTESTANTS.iter().zip(costs) {
-        let by_default = run_apart(&mut sink, name, None, millis)?;
-        rows.push(Row::new(name, costs, by_default));
+    for (entry, costs) in CONTESTANTS.iter().zip(costs) {
+        let by_default = run_apart(&mut sink, entry.name, None, millis)?;
+        rows.push(Row::new(entry.name, entry.beside, costs, by_default));
     }
     Report::new(Machine::this()?, rows).publish()
 }

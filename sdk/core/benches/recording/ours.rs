@@ -11,7 +11,7 @@ use omnitrace::{Config, Key, Pipeline, Recorder, SpanContext, Stats, Tracing, Va
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use crate::measure::{BURST, Books, Contestant};
+use crate::measure::{BURST, Books, Caller, Contestant};
 use crate::peers;
 
 /// The settings are the defaults: the room for waiting spans never has to be
@@ -38,6 +38,10 @@ fn books(stats: &Stats) -> Books {
 
 struct Ours<R> {
     pipeline: Pipeline,
+    records: R,
+}
+
+struct Recording<R> {
     recorder: Arc<Recorder>,
     records: R,
 }
@@ -48,26 +52,30 @@ fn start<R: Records + 'static>(
 ) -> Result<Box<dyn Contestant>, Box<dyn Error>> {
     let config = config(endpoint)?;
     let pipeline = Pipeline::start(config)?;
-    let recorder = Arc::clone(pipeline.recorder());
-    Ok(Box::new(Ours {
-        pipeline,
-        recorder,
-        records,
-    }))
+    Ok(Box::new(Ours { pipeline, records }))
 }
 
-trait Records {
+trait Records: Clone + Send {
     fn prepare(&mut self) {}
     fn record(&mut self, recorder: &Recorder);
 }
 
-impl<R: Records> Contestant for Ours<R> {
+impl<R: Records> Caller for Recording<R> {
     fn prepare(&mut self) {
         self.records.prepare();
     }
 
     fn record(&mut self) {
         self.records.record(&self.recorder);
+    }
+}
+
+impl<R: Records + 'static> Contestant for Ours<R> {
+    fn caller(&self) -> Box<dyn Caller> {
+        Box::new(Recording {
+            recorder: Arc::clone(self.pipeline.recorder()),
+            records: self.records.clone(),
+        })
     }
 
     fn flush(&mut self) {
@@ -102,6 +110,7 @@ static INPUT_TOKENS: Key = Key::new("gen_ai.usage.input_tokens");
 static OUTPUT_TOKENS: Key = Key::new("gen_ai.usage.output_tokens");
 static TEMPERATURE: Key = Key::new("gen_ai.request.temperature");
 
+#[derive(Clone)]
 struct Spans {
     parent: SpanContext,
     requests: Vec<String>,
@@ -159,6 +168,7 @@ const ACTIONS: [&str; 10] = [
     "Finish prefill pickle and start response",
 ];
 
+#[derive(Clone)]
 struct Actions {
     bursts: u64,
     requests: Vec<String>,
@@ -219,8 +229,8 @@ struct Face<S> {
 }
 
 impl<S: peers::Spans> Contestant for Face<S> {
-    fn record(&mut self) {
-        self.spans.record();
+    fn caller(&self) -> Box<dyn Caller> {
+        Box::new(self.spans.clone())
     }
 
     fn flush(&mut self) {

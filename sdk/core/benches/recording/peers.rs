@@ -16,7 +16,7 @@ use opentelemetry_sdk::trace::{
 };
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use crate::measure::{BURST, Books, Contestant};
+use crate::measure::{BURST, Books, Caller, Contestant};
 use crate::ours::request_ids;
 
 /// Name of every span.
@@ -55,11 +55,9 @@ fn remote_parent() -> Context {
 }
 
 /// Spans that are made with somebody's interface, whoever records them.
-pub(crate) trait Spans {
+pub(crate) trait Spans: Caller + Clone + 'static {
     /// Spans of a burst.
     const SPANS: u64;
-
-    fn record(&mut self);
 }
 
 struct Peer<S> {
@@ -68,8 +66,8 @@ struct Peer<S> {
 }
 
 impl<S: Spans> Contestant for Peer<S> {
-    fn record(&mut self) {
-        self.spans.record();
+    fn caller(&self) -> Box<dyn Caller> {
+        Box::new(self.spans.clone())
     }
 
     fn flush(&mut self) {
@@ -95,6 +93,7 @@ pub(crate) fn opentelemetry(
     Ok(Box::new(Peer { provider, spans }))
 }
 
+#[derive(Clone)]
 pub(crate) struct OpenTelemetrySpans {
     tracer: SdkTracer,
     parent: Context,
@@ -113,7 +112,9 @@ impl OpenTelemetrySpans {
 
 impl Spans for OpenTelemetrySpans {
     const SPANS: u64 = BURST;
+}
 
+impl Caller for OpenTelemetrySpans {
     fn record(&mut self) {
         for request in &self.requests {
             let attributes = [
@@ -142,6 +143,7 @@ pub(crate) fn tracing(
     Ok(Box::new(Peer { provider, spans }))
 }
 
+#[derive(Clone)]
 pub(crate) struct TracingSpans {
     requests: Vec<String>,
 }
@@ -157,7 +159,9 @@ impl TracingSpans {
 impl Spans for TracingSpans {
     /// One more is around them.
     const SPANS: u64 = BURST + 1;
+}
 
+impl Caller for TracingSpans {
     fn record(&mut self) {
         let _burst = tracing::info_span!("burst").entered();
         for request in &self.requests {
@@ -186,16 +190,22 @@ pub(crate) fn fastrace(
         InstrumentationScope::builder("bench").build(),
     );
     fastrace::set_reporter(reporter, FastraceConfig::default());
+    let requests = request_ids(0, BURST);
     Ok(Box::new(Fastrace {
-        requests: request_ids(0, BURST),
+        spans: FastraceSpans { requests },
     }))
 }
 
 struct Fastrace {
+    spans: FastraceSpans,
+}
+
+#[derive(Clone)]
+struct FastraceSpans {
     requests: Vec<String>,
 }
 
-impl Contestant for Fastrace {
+impl Caller for FastraceSpans {
     fn record(&mut self) {
         let burst = fastrace::Span::root("burst", FastraceContext::random());
         let _local = burst.set_local_parent();
@@ -211,6 +221,12 @@ impl Contestant for Fastrace {
                 ]
             });
         }
+    }
+}
+
+impl Contestant for Fastrace {
+    fn caller(&self) -> Box<dyn Caller> {
+        Box::new(self.spans.clone())
     }
 
     fn flush(&mut self) {

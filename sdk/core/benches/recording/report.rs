@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::measure::Cost;
 
 const TITLE: &str = "Recording from Rust: ns of CPU time per span with 6 attributes, or per action; \
-    lost: at 100,000 records a second with the default queue";
+    lost: at 100,000 records a second with the default queue; ×: of omnitrace's span on as many \
+    threads, tracing-opentelemetry's of the layer's";
 
 /// Crates whose version says what was compared.
 const CRATES: [&str; 6] = [
@@ -93,7 +94,8 @@ pub(crate) struct Row {
     process_ns: f64,
     /// With its default queue.
     lost: f64,
-    /// To the first row's.
+    /// The row that the ratios are to.
+    beside: &'static str,
     caller_ratio: f64,
     process_ratio: f64,
     rounds: Vec<Cost>,
@@ -101,12 +103,18 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(name: &str, rounds: Vec<Cost>, with_default_queue: Cost) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        beside: &'static str,
+        rounds: Vec<Cost>,
+        with_default_queue: Cost,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             caller_ns: median(rounds.iter().map(|cost| cost.caller_ns)),
             process_ns: median(rounds.iter().map(|cost| cost.process_ns)),
             lost: with_default_queue.lost(),
+            beside,
             caller_ratio: 1.0,
             process_ratio: 1.0,
             rounds,
@@ -131,9 +139,15 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(machine: Machine, mut rows: Vec<Row>) -> Self {
-        let ours = rows[0].rounds.clone();
+        let costs: BTreeMap<_, _> = rows
+            .iter()
+            .map(|row| (row.name.clone(), row.rounds.clone()))
+            .collect();
         for row in &mut rows {
-            let pairs = || row.rounds.iter().zip(&ours);
+            let Some(ours) = costs.get(row.beside) else {
+                continue;
+            };
+            let pairs = || row.rounds.iter().zip(ours);
             row.caller_ratio = median(pairs().map(|(cost, ours)| cost.caller_ns / ours.caller_ns));
             row.process_ratio =
                 median(pairs().map(|(cost, ours)| cost.process_ns / ours.process_ns));
@@ -173,7 +187,7 @@ impl Report {
         let head = ["", "caller", "process", "lost", "caller ×", "process ×"];
         for cells in std::iter::once(head.map(str::to_owned)).chain(self.rows.iter().map(cells)) {
             let [name, numbers @ ..] = cells;
-            write!(text, "{name:24}")?;
+            write!(text, "{name:29}")?;
             for number in numbers {
                 write!(text, "{number:>11}")?;
             }
