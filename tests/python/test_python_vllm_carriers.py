@@ -140,7 +140,7 @@ def test_the_callers_id_and_context_are_found_among_starlettes_headers(
         """
         pairs = [("accept", "*/*"), ("x-request-id", "a"), *json.loads(sys.argv[1]).items(),
                  ("x-request-id", "a second one does not count")]
-        raw_request = Thing(headers=Thing(raw=[(k.encode(), v.encode()) for k, v in pairs]))
+        raw_request = Thing(scope={"headers": [(k.encode(), v.encode()) for k, v in pairs]})
         api = Api()
         api.chat_received(chat(), raw_request)
         api.chat_answered(chat(), raw_request, Thing())

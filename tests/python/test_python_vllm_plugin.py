@@ -130,6 +130,7 @@ def test_the_role_is_the_environments_else_the_kv_transfers_else_the_requests(
             None, Thing(), Thing(kv_transfer_params={"do_remote_decode": True}),
             request(do_remote_prefill=True, do_remote_decode=False), request())])
         """,
+        before=BEFORE,
         ROLE=None,
     )
     assert result.said == [

@@ -6,9 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
 use crate::context::SpanContext;
-use crate::edge::{
-    Arguments, EXIT, Function, Method, Parameters, add_function, add_method, none,
-};
+use crate::edge::{Arguments, EXIT, Function, Method, Parameters, add_function, add_method, none};
 
 use super::Span;
 
@@ -27,12 +25,8 @@ impl Function for SpanFunction {
 
     #[inline]
     fn call<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        static PARAMETERS: Parameters<4> = Parameters::new(
-            "span",
-            ["name", "request_id", "attributes", "parent"],
-            3,
-            1,
-        );
+        static PARAMETERS: Parameters<4> =
+            Parameters::new("span", ["name", "request_id", "attributes", "parent"], 3, 1);
         let [name, request_id, attributes, parent] = PARAMETERS.take(arguments)?;
         let parent = match parent.filter(|p| !p.is_none()) {
             Some(parent) => Some(*parent.cast::<SpanContext>()?.get()),

@@ -74,8 +74,7 @@ impl Method for SetAttribute {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        static PARAMETERS: Parameters<2> =
-            Parameters::new("set_attribute", ["key", "value"], 2, 2);
+        static PARAMETERS: Parameters<2> = Parameters::new("set_attribute", ["key", "value"], 2, 2);
         let [key, value] = PARAMETERS.take(arguments)?;
         if let (Some(key), Some(value)) = (key, value) {
             span.get().set(arguments.py, key, value);
@@ -112,8 +111,7 @@ impl Method for SetAttributes {
         span: &Bound<'py, Span>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        static PARAMETERS: Parameters<1> =
-            Parameters::new("set_attributes", ["attributes"], 1, 1);
+        static PARAMETERS: Parameters<1> = Parameters::new("set_attributes", ["attributes"], 1, 1);
         let [attributes] = PARAMETERS.take(arguments)?;
         if let Some(attributes) = attributes {
             let span = span.get();
