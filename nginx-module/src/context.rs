@@ -77,6 +77,10 @@ pub(crate) struct Hop {
     pub(crate) owns_headers: bool,
     /// The try that its `traceparent` announces, until that is made.
     pub(crate) announced: Option<Announced>,
+    /// When a subrequest came to its location, in nanoseconds since 1970; 0 if nobody looked.
+    pub(crate) entered: u64,
+    /// When it was over, likewise.
+    pub(crate) over: u64,
 }
 
 /// A try as the headers that go upstream announce it.
@@ -343,6 +347,8 @@ impl Hop {
             request: request.as_ptr(),
             owns_headers: request.is_main(),
             announced: None,
+            entered: 0,
+            over: 0,
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::context::RequestContext;
 use crate::guard::guard;
 use crate::recorder::{Attributes, Recorder};
 use crate::request::{Request, bytes};
+use crate::subrequest;
 use crate::tokens::Tokens;
 use crate::upstream::states;
 
@@ -55,6 +56,7 @@ fn finish(request: Request<'_>) {
         unsafe { (*peer).close(now) };
     }
     states::record_rest(context, recorder, now);
+    subrequest::record(context, recorder, now);
 
     let tokens = context.tokens.take();
     let mut attributes = Attributes::default();
@@ -114,17 +116,19 @@ fn describe<'r>(
         request.text(agent.unwrap_or_default()),
     );
 
-    let status = match request.err_status {
-        0 => request.headers_out.status,
-        status => status,
-    };
-    if status != 0 {
-        attributes.integer(key!("http.response.status_code"), status as i64);
-    }
-    if is_gone(request, status) {
+    if is_gone(request) {
         attributes.push(key!("omnitrace.client_closed"), ValueRef::Bool(true));
     }
     attributes.text(key!("omnitrace.cache.status"), cache_status(request));
+    describe_status(attributes, request);
+}
+
+/// How the answer went.
+pub(crate) fn describe_status<'r>(attributes: &mut Attributes<'r>, request: Request<'r>) {
+    let status = status(request);
+    if status != 0 {
+        attributes.integer(key!("http.response.status_code"), status as i64);
+    }
     // On a SERVER span 4xx is the caller's error, not ours (HTTP semantic conventions).
     if status >= 500 {
         attributes.text(
@@ -134,18 +138,26 @@ fn describe<'r>(
     }
 }
 
+/// 0 if there is none.
+fn status(request: Request<'_>) -> usize {
+    match request.err_status {
+        0 => request.headers_out.status,
+        status => status,
+    }
+}
+
 /// Whether the client left before it had its answer.
-fn is_gone(request: Request<'_>, status: usize) -> bool {
+fn is_gone(request: Request<'_>) -> bool {
     // SAFETY: a request has its connection.
     let connection = unsafe { &*request.connection };
-    status == NGX_HTTP_CLIENT_CLOSED_REQUEST as usize
+    status(request) == NGX_HTTP_CLIENT_CLOSED_REQUEST as usize
         || connection.error() != 0
         || connection.timedout() != 0
 }
 
 /// Whether the answer came from a cache, in nginx's own words.
 #[cfg(ngx_feature = "http_cache")]
-fn cache_status(request: Request<'_>) -> &'static str {
+pub(crate) fn cache_status(request: Request<'_>) -> &'static str {
     const WORDS: [&str; 8] = [
         "",
         "MISS",
@@ -162,7 +174,7 @@ fn cache_status(request: Request<'_>) -> &'static str {
 }
 
 #[cfg(not(ngx_feature = "http_cache"))]
-fn cache_status(_: Request<'_>) -> &'static str {
+pub(crate) fn cache_status(_: Request<'_>) -> &'static str {
     ""
 }
 

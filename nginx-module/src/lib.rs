@@ -52,6 +52,7 @@ mod request_id;
 mod rewrite;
 mod shared;
 mod status;
+mod subrequest;
 mod tokens;
 mod upstream;
 mod variables;

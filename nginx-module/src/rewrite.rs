@@ -11,6 +11,7 @@ use crate::context::RequestContext;
 use crate::guard::guard;
 use crate::recorder::Recorder;
 use crate::request::Request;
+use crate::subrequest;
 
 /// Handler of the rewrite phase.
 pub(crate) unsafe extern "C" fn handler(request: *mut ngx_http_request_t) -> ngx_int_t {
@@ -31,6 +32,6 @@ fn enter(request: Request<'_>) {
     if let Some(context) = RequestContext::of_or_new(request, conf)
         && !request.is_main()
     {
-        context.set_hop(context.hop(request));
+        subrequest::enter(context, request);
     }
 }

@@ -118,3 +118,19 @@ def call(
     }
     present = {key: value for key, value in attributes.items() if value is not None}
     return (name, "CLIENT", "error.type" in present, present, [], [])
+
+
+def subrequest(path: str, route: str, status: int = 200, number: int = 0, **more: object) -> Tree:
+    """The span of a subrequest that nginx answers itself."""
+    attributes = {
+        "http.request.method": "GET",
+        "url.path": path,
+        "http.route": route,
+        "http.response.status_code": status,
+        "gen_ai.request.id": "<made>",
+        "error.type": str(status) if status >= 500 else None,
+        "omnitrace.occurrence": number or None,
+        **more,
+    }
+    present = {key: value for key, value in attributes.items() if value is not None}
+    return ("Subrequest", "INTERNAL", "error.type" in present, present, [], [])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 from nginx_peers import Collector, Received, StartUpstream, reply
-from nginx_server import ARGUMENTS, Nginx, get, tracing
-from nginx_trees import call, root, trees
+from nginx_server import ARGUMENTS, MODULE, NJS, Nginx, get, tracing
+from nginx_trees import call, root, subrequest, trees
 
 
 def test_every_kind_of_subrequest_has_a_call_of_its_own(
@@ -35,6 +36,110 @@ def test_every_kind_of_subrequest_has_a_call_of_its_own(
     # The mirror's is numbered first or second: it runs beside the request.
     numbers = sorted(c[3].pop("omnitrace.occurrence", 0) for c in calls)
     assert (calls, numbers) == ([call()] * 4, [0, 1, 2, 3])
+
+
+PAGE = '<!--#include virtual="/part?a" --><!--#include virtual="/broken" -->'
+
+
+@pytest.mark.parametrize("log", ["off", "on"])
+def test_subrequests_that_nginx_answers_itself_have_spans(
+    nginx: Nginx, collector: Collector, log: str
+) -> None:
+    nginx.start(
+        f"""{tracing(collector)} log_subrequest {log};
+        server {{
+            listen 127.0.0.1:{nginx.port}; ssi on; default_type text/html;
+            location = / {{ return 200 '{PAGE}'; }}
+            location /part {{ ssi on; return 200 '<!--#include virtual="/inner" -->'; }}
+            location /inner {{ return 200 inner; }}
+            location /broken {{ return 503; }}
+        }}"""
+    )
+    assert "inner" in get(nginx).text
+    nginx.stop()
+    below = [
+        subrequest("/part", "/part"),
+        subrequest("/broken", "/broken", 503, number=1),
+        subrequest("/inner", "/inner", number=2),
+    ]
+    [(*tree, children)] = trees(collector.spans, nginx.names)
+    assert (*tree, []) == root("/", "/")
+    assert sorted(children, key=lambda c: c[3].get("omnitrace.occurrence", 0)) == below
+
+
+@pytest.mark.skipif(
+    "http_auth_request_module" not in ARGUMENTS, reason="this nginx has no auth_request"
+)
+@pytest.mark.parametrize(("says", "status"), [(204, 200), (403, 403)])
+def test_who_made_a_subrequest_is_still_told_that_it_is_over(
+    nginx: Nginx, collector: Collector, says: int, status: int
+) -> None:
+    nginx.start(
+        f"""{tracing(collector)}
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location /page {{ auth_request /auth; mirror /mirror; root {nginx.directory}; }}
+            location /auth {{ internal; return {says}; }}
+            location /mirror {{ internal; return 200; }}
+        }}"""
+    )
+    (Path(nginx.directory) / "page").touch()
+    assert get(nginx, "/page").status == status
+    nginx.stop()
+    below = [subrequest("/auth", "/auth", says)]
+    if status == 200:
+        below.append(subrequest("/mirror", "/mirror", number=1))
+    assert trees(collector.spans, nginx.names) == [root("/page", "/page", status, children=below)]
+
+
+@pytest.mark.skipif(not Path(NJS).exists(), reason="njs is missing")
+def test_a_scripts_subrequests_have_spans_and_it_gets_their_answers(
+    nginx: Nginx, collector: Collector
+) -> None:
+    (Path(nginx.directory) / "ask.js").write_text(
+        """async function ask(r) {
+            const found = await Promise.all(["/a", "/b"].map(path => r.subrequest(path)));
+            r.return(200, found.map(each => each.responseText).join(" and "));
+        }
+        export default {ask};"""
+    )
+    nginx.start(
+        f"""{tracing(collector)} js_path {nginx.directory}; js_import ask.js;
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location = / {{ js_content ask.ask; }}
+            location /a {{ return 200 one; }}
+            location /b {{ return 200 two; }}
+        }}""",
+        modules=(NJS, MODULE),
+    )
+    assert get(nginx).text == "one and two"
+    nginx.stop()
+    below = [subrequest("/a", "/a"), subrequest("/b", "/b", number=1)]
+    assert trees(collector.spans, nginx.names) == [root("/", "/", children=below)]
+
+
+def test_what_a_cache_has_needs_no_call(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    server = upstream(reply(200, b"part", {"Cache-Control": "max-age=60"}))
+    nginx.start(
+        f"""{tracing(collector)}
+        proxy_cache_path {nginx.directory}/cache keys_zone=parts:1m;
+        server {{
+            listen 127.0.0.1:{nginx.port}; default_type text/html;
+            location = / {{ ssi on; return 200 '<!--#include virtual="/part" -->'; }}
+            location /part {{ proxy_cache parts; proxy_pass http://{server.address}; }}
+        }}"""
+    )
+    assert [get(nginx).text for _ in range(2)] == ["part", "part"]
+    nginx.stop()
+    names = {**nginx.names, server.port: "<upstream>"}
+    hit = subrequest("/part", "/part", **{"omnitrace.cache.status": "HIT"})
+    assert trees(collector.spans, names) == [
+        root("/", "/", children=[call()]),
+        root("/", "/", children=[hit]),
+    ]
 
 
 @pytest.mark.skipif("http_slice_module" not in ARGUMENTS, reason="this nginx has no slices")

@@ -154,6 +154,11 @@ fn record<'r>(
     recorder.call(known, context, kind, call);
 }
 
+/// Whether a request had any.
+pub(crate) fn went_upstream(request: Request<'_>) -> bool {
+    !notes(request).is_empty()
+}
+
 fn notes<'r>(request: Request<'r>) -> &'r [ngx_http_upstream_state_t] {
     // SAFETY: nginx's array of these, in the request's pool.
     unsafe {

@@ -282,7 +282,7 @@ mod tests {
                 "Received all tokens",
             )
         );
-        assert_eq!(vocabulary.actions().len(), 47);
+        assert_eq!(vocabulary.actions().len(), 49);
     }
 
     #[test]
@@ -291,8 +291,8 @@ mod tests {
         let names = |v: &Vocabulary| -> Vec<String> {
             v.actions().iter().map(|a| a.name.to_string()).collect()
         };
-        assert_eq!(names(&logs)[..47], names(&live));
-        assert_eq!(logs.actions().len(), 47 + 35);
+        assert_eq!(names(&logs)[..49], names(&live));
+        assert_eq!(logs.actions().len(), 49 + 35);
         let phases = |v: &Vocabulary| -> Vec<(String, u16, Option<PhaseId>)> {
             v.phases()
                 .map(|(_, p)| (p.name.to_string(), p.role.0, p.parent))
