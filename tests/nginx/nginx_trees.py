@@ -120,7 +120,13 @@ def call(
     return (name, "CLIENT", "error.type" in present, present, [], [])
 
 
-def subrequest(path: str, route: str, status: int = 200, number: int = 0, **more: object) -> Tree:
+def subrequest(
+    path: str,
+    route: str,
+    status: int = 200,
+    number: int = 0,
+    more: Mapping[str, object] | None = None,
+) -> Tree:
     """The span of a subrequest that nginx answers itself."""
     attributes = {
         "http.request.method": "GET",
@@ -130,7 +136,7 @@ def subrequest(path: str, route: str, status: int = 200, number: int = 0, **more
         "gen_ai.request.id": "<made>",
         "error.type": str(status) if status >= 500 else None,
         "omnitrace.occurrence": number or None,
-        **more,
+        **(more or {}),
     }
     present = {key: value for key, value in attributes.items() if value is not None}
     return ("Subrequest", "INTERNAL", "error.type" in present, present, [], [])

@@ -135,7 +135,7 @@ def test_what_a_cache_has_needs_no_call(
     assert [get(nginx).text for _ in range(2)] == ["part", "part"]
     nginx.stop()
     names = {**nginx.names, server.port: "<upstream>"}
-    hit = subrequest("/part", "/part", **{"omnitrace.cache.status": "HIT"})
+    hit = subrequest("/part", "/part", more={"omnitrace.cache.status": "HIT"})
     assert trees(collector.spans, names) == [
         root("/", "/", children=[call()]),
         root("/", "/", children=[hit]),
