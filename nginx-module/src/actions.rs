@@ -16,8 +16,7 @@ pub(crate) const RECEIVED_ALL_TOKENS: &str = "Received all tokens";
 /// The phase of the root span.
 pub(crate) const ROOT: &str = "Trace for Omni Proxy";
 
-/// A subrequest that nginx answers itself: its phase, and what starts and ends it.
-pub(crate) const SUBREQUEST: &str = "Subrequest";
+/// What starts and ends a subrequest that nginx answers itself.
 pub(crate) const START_SUBREQUEST: &str = "Start subrequest";
 pub(crate) const FINISH_SUBREQUEST: &str = "Finish subrequest";
 

@@ -48,7 +48,6 @@ pub(crate) struct Recorder {
 pub(crate) struct Known {
     /// The request; of one whose id was made here it is the second.
     roots: [KnownPhase; 2],
-    subrequest: KnownPhase,
     /// Tries by their kind.
     tries: [KnownPhase; Try::COUNT],
 }
@@ -71,20 +70,13 @@ impl Known {
         let phases = [
             root(&[actions::TIME_RECEIVED]),
             root(&[actions::START_TO_SCHEDULE, actions::TIME_RECEIVED]),
-            PhaseActions {
-                name: actions::SUBREQUEST,
-                start: &[actions::START_SUBREQUEST],
-                end: actions::FINISH_SUBREQUEST,
-            },
             first,
             second,
             third,
         ];
-        let [received, scheduled, subrequest, tries @ ..] =
-            pipeline.recorder().known_phases(phases)?;
+        let [received, scheduled, tries @ ..] = pipeline.recorder().known_phases(phases)?;
         Some(Self {
             roots: [received, scheduled],
-            subrequest,
             tries,
         })
     }
@@ -191,21 +183,6 @@ impl Recorder {
         call: Finished<'_>,
     ) {
         self.finished(known, context, known.tries[kind as usize], call);
-    }
-
-    /// Records a subrequest that went to no upstream.
-    pub(crate) fn subrequest(&self, context: &RequestContext, subrequest: Finished<'_>) {
-        if let Some(known) = self.known(context) {
-            return self.finished(known, context, known.subrequest, subrequest);
-        }
-        let Finished {
-            occurrence: number,
-            start,
-            end,
-            attributes,
-        } = subrequest;
-        self.action(context, actions::START_SUBREQUEST, start, number, &[]);
-        self.action(context, actions::FINISH_SUBREQUEST, end, number, attributes);
     }
 
     fn finished(

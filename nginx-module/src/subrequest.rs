@@ -7,11 +7,12 @@ use std::ffi::c_void;
 
 use nginx_sys::{ngx_http_post_subrequest_t, ngx_http_request_t, ngx_int_t, ngx_palloc};
 
+use crate::actions;
 use crate::clock;
 use crate::context::{Hop, RequestContext};
 use crate::finish;
 use crate::guard::guard;
-use crate::recorder::{Attributes, Finished, Recorder};
+use crate::recorder::{Attributes, Recorder};
 use crate::request::{OutOfMemory, Request, bytes};
 use crate::upstream::states;
 
@@ -93,13 +94,10 @@ pub(crate) fn record(context: &RequestContext<'_>, recorder: &Recorder, now: u64
         let mut attributes = Attributes::default();
         describe(&mut attributes, request);
         let end = if hop.over == 0 { now } else { hop.over };
-        let subrequest = Finished {
-            occurrence: number,
-            start: hop.entered,
-            end: end.max(hop.entered),
-            attributes: attributes.as_slice(),
-        };
-        recorder.subrequest(context, subrequest);
+        let end = end.max(hop.entered);
+        let (start, attributes) = (hop.entered, attributes.as_slice());
+        recorder.action(context, actions::START_SUBREQUEST, start, number, &[]);
+        recorder.action(context, actions::FINISH_SUBREQUEST, end, number, attributes);
         number = number.saturating_add(1);
     }
 }
