@@ -111,7 +111,7 @@ $(T)/.venv: tests/requirements.txt examples/vllm/requirements.txt
 # What is built with this machine's C library does not run with an older one; zig brings
 # along one of 2014.
 MANYLINUX ?=
-# A fifth less CPU time for twice the build. What zig links cannot be profiled, so the profile
+# A tenth to a fifth less CPU time for twice the build. What zig links cannot be profiled, so the profile
 # is taken of a wheel for this machine, and the target is named for both to be the same to it.
 PGO ?=
 PROFILE := $(CURDIR)/$(T)/pgo/omnitrace.profdata
@@ -137,6 +137,7 @@ else
 endif
 	$(if $(PGO),RUSTFLAGS="-Cprofile-use=$(PROFILE)") \
 	    $(BUILD_WHEEL) $(if $(MANYLINUX),$(PORTABLE)) $(PROFILED) -o $(T)/wheels
+	@rm -r $(WHEEL_DATA)
 
 profile: PGO := 1
 profile: $(T)/.packages $(T)/.venv

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,11 @@ class Said:
     is_whole: bool = False
     was_left: bool = False
     error: str = ""
+
+
+def unfinished(answers: Iterable[Said]) -> list[Said]:
+    """Those without an end whose clients have waited for it."""
+    return [said for said in answers if not (said.is_whole or said.was_left)]
 
 
 @dataclass

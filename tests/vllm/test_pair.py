@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tree
-from pair import Load, Said, Vllm
+from pair import Load, Said, Vllm, unfinished
 from stack import Stack
 from whole import OFFLINE_ONLY, WHOLE_TREE
 
@@ -100,7 +100,7 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
     answers = Load(stack.proxy, REQUESTS, tokens=TOKENS, leaves=LEAVES).run()
     assert [said.error for said in answers if said.error] == []
     assert {said.number for said in answers if said.was_left} == LEAVES
-    assert all(said.is_whole for said in answers if not said.was_left)
+    assert unfinished(answers) == []
 
     traces = by_request(stack, REQUESTS)
     assert set(traces) == {said.request_id for said in answers}
@@ -125,7 +125,7 @@ def test_workers_beside_the_engine_are_in_the_trace_too(
     stack.start_receiver()
     stack.start()
     answers = Load(stack.proxy, 10, at_once=1, tokens=TOKENS).run()
-    assert all(said.is_whole for said in answers)
+    assert unfinished(answers) == []
     traces = by_request(stack, 10)
     for said in answers:
         (trace,) = traces[said.request_id]
@@ -193,7 +193,7 @@ def test_answers_are_the_same_without_omnitrace(tmp_path: Path, stacks: list[Sta
         stack.start()
         # One at a time: how requests are batched changes the last bits of a sum.
         answers = Load(stack.proxy, 10, at_once=1).run()
-        assert all(said.is_whole for said in answers)
+        assert unfinished(answers) == []
         texts.append([said.text for said in answers])
         spans = {service for t in stack.traces() for service, _ in processes(t)}
         stack.close()
@@ -208,7 +208,7 @@ def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
     stacks.append(stack)
     stack.start()
     answers = Load(stack.proxy, 5, at_once=1).run()
-    assert all(said.is_whole for said in answers)
+    assert unfinished(answers) == []
     stack.stop_service()
     stack.start_receiver()
     stack.replay()
