@@ -158,6 +158,13 @@ class Running:
         return Result(said, err, self.directory)
 
 
+def can_import(module: str) -> bool:
+    """Whether the programs can."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{module}') is None)"
+    environment = os.environ | ({"PYTHONPATH": SITE} if SITE else {})
+    return subprocess.run([PYTHON, "-c", code], env=environment, check=False).returncode == 0
+
+
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs the `omnitrace` command."""
     return subprocess.run(

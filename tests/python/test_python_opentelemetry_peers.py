@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from program import Program
+from program import Program, can_import
 from sink import Sink, Span
+
+pytestmark = pytest.mark.skipif(
+    not (can_import("fastapi") and can_import("uvicorn")),
+    reason="there is no FastAPI for this interpreter",
+)
 
 # What is another's in each run: the port of a connection's other end.
 EPHEMERAL = ("net.peer.port", "client.port", "network.peer.port")

@@ -35,7 +35,11 @@ def test_it_is_inert_unless_asked_for(
     result = program.run(
         """
         import importlib.metadata
-        (entry,) = importlib.metadata.entry_points(group="vllm.general_plugins")
+        entries = importlib.metadata.entry_points()
+        group = "vllm.general_plugins"
+        # CPython 3.9 has a dictionary here.
+        of_group = entries.select(group=group) if hasattr(entries, "select") else entries[group]
+        (entry,) = set(of_group)
         say([entry.name, entry.value])
         entry.load()()
         say(["omnitrace.vllm._plugin" in sys.modules, len(sys.meta_path)])

@@ -101,6 +101,24 @@ impl Tracer {
     }
 }
 
+/// In the API's order.
+const START_AS_CURRENT: [&str; 9] = [
+    "name",
+    "context",
+    "kind",
+    "attributes",
+    "links",
+    "start_time",
+    "record_exception",
+    "set_status_on_exception",
+    "end_on_exit",
+];
+/// All but the last.
+const START: [&str; 8] = match START_AS_CURRENT.first_chunk() {
+    Some(first) => *first,
+    None => unreachable!(),
+};
+
 /// Adds the methods to the class.
 pub(crate) fn add_methods(py: Python<'_>) -> PyResult<()> {
     add_method::<StartSpan>(py)?;
@@ -121,21 +139,7 @@ set_status_on_exception=True)\n--\n\nStarts a span.";
         tracer: &Bound<'py, Tracer>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        static PARAMETERS: Parameters<8> = Parameters::new(
-            "start_span",
-            [
-                "name",
-                "context",
-                "kind",
-                "attributes",
-                "links",
-                "start_time",
-                "record_exception",
-                "set_status_on_exception",
-            ],
-            8,
-            1,
-        );
+        static PARAMETERS: Parameters<8> = Parameters::new("start_span", START, 8, 1);
         start(tracer, &Given::new(PARAMETERS.take(arguments)?))
     }
 }
@@ -154,22 +158,8 @@ set_status_on_exception=True, end_on_exit=True)\n--\n\nA block with a span that 
         tracer: &Bound<'py, Tracer>,
         arguments: &Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        static PARAMETERS: Parameters<9> = Parameters::new(
-            "start_as_current_span",
-            [
-                "name",
-                "context",
-                "kind",
-                "attributes",
-                "links",
-                "start_time",
-                "record_exception",
-                "set_status_on_exception",
-                "end_on_exit",
-            ],
-            9,
-            1,
-        );
+        static PARAMETERS: Parameters<9> =
+            Parameters::new("start_as_current_span", START_AS_CURRENT, 9, 1);
         let [
             name,
             context,
