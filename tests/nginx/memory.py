@@ -79,8 +79,11 @@ class Load:
                 location /proxied {{ proxy_pass http://{good.address}; }}
                 location /retried {{ proxy_pass http://both; }}
                 location /stream {{ proxy_buffering off; proxy_pass http://{llm.address}; }}
-                location /subrequests {{ mirror /mirror; proxy_pass http://{good.address}; }}
+                location /subrequests {{
+                    mirror /mirror; mirror /answered; proxy_pass http://{good.address};
+                }}
                 location /mirror {{ internal; proxy_pass http://{good.address}; }}
+                location /answered {{ internal; return 503; }}
                 location /variable {{ set $to {good.address}; proxy_pass http://$to; }}
                 location /missing {{ root /nonexistent; error_page 404 = /proxied; }}
             }}"""

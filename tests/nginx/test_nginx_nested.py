@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_who_made_a_subrequest_is_still_told_that_it_is_over(
     assert trees(collector.spans, nginx.names) == [root("/page", "/page", status, children=below)]
 
 
-@pytest.mark.skipif(not Path(NJS).exists(), reason="njs is missing")
+@pytest.mark.skipif(not os.path.exists(NJS), reason="njs is missing")
 def test_a_scripts_subrequests_have_spans_and_it_gets_their_answers(
     nginx: Nginx, collector: Collector
 ) -> None:
