@@ -111,8 +111,9 @@ $(T)/.venv: tests/requirements.txt examples/vllm/requirements.txt
 # What is built with this machine's C library does not run with an older one; zig brings
 # along one of 2014.
 MANYLINUX ?=
-# A tenth to a fifth less CPU time for twice the build. What zig links cannot be profiled, so the profile
-# is taken of a wheel for this machine, and the target is named for both to be the same to it.
+# A tenth to a fifth less CPU time for twice the build. What zig links cannot be profiled, so
+# the profile is taken of a wheel for this machine, and the target is named for both to be the
+# same to it.
 PGO ?=
 PROFILE := $(CURDIR)/$(T)/pgo/omnitrace.profdata
 PROFILED = $(if $(PGO),--target "$$(rustc --print host-tuple)")

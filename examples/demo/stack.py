@@ -32,14 +32,23 @@ class StackError(Exception):
     """A part could not be started or stopped; the message says which and why."""
 
 
+# Sockets that hold the ports that `free_ports` gave.
+_HELD: list[socket.socket] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports of 127.0.0.1 that are free, all different.
+
+    The kernel gives them to nobody else as long as this process lives, neither to a server that
+    asks for any port nor to a client; whoever names one may listen there (with SO_REUSEADDR).
+    """
+    ports = []
+    for _ in range(count):
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        _HELD.append(holder)
+        ports.append(int(holder.getsockname()[1]))
     return ports
 
 

@@ -24,6 +24,7 @@ use crate::omni_proxy::{self, OmniRequest};
 use crate::recorder::Recorder;
 use crate::request::{OutOfMemory, Request, borrow};
 use crate::request_id;
+use crate::subrequest::Watch;
 use crate::tokens::Tokens;
 use crate::upstream::peer::TracedPeer;
 use crate::upstream::states::Covered;
@@ -77,10 +78,8 @@ pub(crate) struct Hop {
     pub(crate) owns_headers: bool,
     /// The try that its `traceparent` announces, until that is made.
     pub(crate) announced: Option<Announced>,
-    /// When a subrequest came to its location, in nanoseconds since 1970; 0 if nobody looked.
-    pub(crate) entered: u64,
-    /// When it was over, likewise.
-    pub(crate) over: u64,
+    /// A subrequest's times, where they are kept; in its pool.
+    pub(crate) watch: *const Watch,
 }
 
 /// A try as the headers that go upstream announce it.
@@ -347,8 +346,7 @@ impl Hop {
             request: request.as_ptr(),
             owns_headers: request.is_main(),
             announced: None,
-            entered: 0,
-            over: 0,
+            watch: ptr::null(),
         }
     }
 }

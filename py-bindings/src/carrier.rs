@@ -227,12 +227,12 @@ fn read_asgi<'py>(keys: &Keys, headers: &Bound<'py, PyList>, found: &mut Found<'
 }
 
 /// Our keys as Python has them, made once.
-static KEYS: PyOnceLock<[Py<PyString>; USUAL_KEYS.len()]> = PyOnceLock::new();
+static INTERNED: PyOnceLock<[Py<PyString>; USUAL_KEYS.len()]> = PyOnceLock::new();
 const USUAL_KEYS: [&str; 4] = ["traceparent", "tracestate", OWN_KEYS[0], OWN_KEYS[1]];
 
 fn set(carrier: &Bound<'_, PyAny>, key: &'static str, value: &str) -> PyResult<()> {
     let py = carrier.py();
-    let keys = KEYS.get_or_init(py, || {
+    let keys = INTERNED.get_or_init(py, || {
         USUAL_KEYS.map(|key| PyString::intern(py, key).unbind())
     });
     match USUAL_KEYS.iter().position(|usual| *usual == key) {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from nginx_peers import Answer, Collector, StartUpstream, Upstream, reply
-from nginx_server import MODULE, NGINX, Nginx
+from nginx_server import MODULE, NGINX, Nginx, hold_port
 
 
 @pytest.fixture
@@ -15,6 +15,13 @@ def collector() -> Iterator[Collector]:
     collector = Collector()
     yield collector
     collector.close()
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Where no Collector listens."""
+    with hold_port() as held:
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -37,6 +44,7 @@ def nginx(tmp_path: Path) -> Iterator[Nginx]:
     (tmp_path / "nginx").mkdir()
     nginx = Nginx(tmp_path / "nginx")
     yield nginx
+    nginx.held.close()
     nginx.stop()
     nginx.assert_healthy()
     for books in nginx.books():

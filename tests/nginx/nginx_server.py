@@ -50,11 +50,17 @@ NJS = os.environ.get(
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def hold_port() -> socket.socket:
+    """A port of 127.0.0.1 where nobody listens.
+
+    The kernel gives it to nobody else as long as this socket is open, neither to a server that
+    asks for any port nor to a client; whoever names it may listen there (with SO_REUSEADDR, as
+    nginx does).
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 @dataclass
@@ -110,10 +116,16 @@ class Nginx:
     """An nginx of its own, in a directory of its own."""
 
     directory: Path
-    port: int = field(default_factory=free_port)
+    held: socket.socket = field(default_factory=hold_port)
     process: subprocess.Popen[bytes] | None = None
     expected: str = r"$^"
     """Alerts that the test itself causes."""
+
+    @property
+    def port(self) -> int:
+        """Where its sites are to listen."""
+        port: int = self.held.getsockname()[1]
+        return port
 
     @property
     def url(self) -> str:

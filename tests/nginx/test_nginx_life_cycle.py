@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from nginx_peers import Answer, Collector, Received, StartUpstream
-from nginx_server import Nginx, free_port, get, tracing
+from nginx_server import Nginx, get, tracing
 from nginx_trees import root, trees
 from test_nginx_tokens import TOKENS
 
@@ -278,12 +278,12 @@ def silent() -> socket.socket:
 
 @pytest.mark.parametrize("state", ["refusing", "silent", "failing", "rejecting"])
 def test_what_no_collector_takes_is_in_the_legacy_log(
-    state: str, nginx: Nginx, collector: Collector
+    state: str, nginx: Nginx, collector: Collector, nobody: str
 ) -> None:
     listener = silent()
     collector.status = {"failing": 503, "rejecting": 400}.get(state, 200)
     url = {
-        "refusing": f"http://127.0.0.1:{free_port()}",
+        "refusing": nobody,
         "silent": f"http://127.0.0.1:{listener.getsockname()[1]}",
     }.get(state, collector.url)
     log = nginx.directory / "log"

@@ -93,6 +93,27 @@ def test_who_made_a_subrequest_is_still_told_that_it_is_over(
     assert trees(collector.spans, nginx.names) == [root("/page", "/page", status, children=below)]
 
 
+@pytest.mark.skipif(
+    "http_auth_request_module" not in ARGUMENTS, reason="this nginx has no auth_request"
+)
+def test_a_subrequest_ends_when_it_is_over_and_not_with_its_request(
+    nginx: Nginx, collector: Collector, upstream: StartUpstream
+) -> None:
+    server = upstream(reply())
+    nginx.start(
+        f"""{tracing(collector)}
+        server {{
+            listen 127.0.0.1:{nginx.port};
+            location / {{ auth_request /auth; proxy_pass http://{server.address}; }}
+            location /auth {{ internal; return 204; }}
+        }}"""
+    )
+    get(nginx)
+    nginx.stop()
+    [asked], [passed_on] = collector.named("Subrequest"), collector.named("Upstream request")
+    assert asked.end <= passed_on.start
+
+
 @pytest.mark.skipif(not os.path.exists(NJS), reason="njs is missing")
 def test_a_scripts_subrequests_have_spans_and_it_gets_their_answers(
     nginx: Nginx, collector: Collector

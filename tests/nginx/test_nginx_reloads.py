@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from nginx_peers import Collector
-from nginx_server import Nginx, free_port, get
+from nginx_server import Nginx, get
 from test_nginx_life_cycle import exporting_to, logged_ids, total
 
 RELOADS = int(os.environ.get("RELOADS", "4"))
@@ -29,11 +29,13 @@ def resident(pid: int) -> int:
 
 
 @pytest.mark.parametrize("state", ["taking", "refusing", "silent", "failing"])
-def test_reloads_under_load_lose_nothing(state: str, nginx: Nginx, collector: Collector) -> None:
+def test_reloads_under_load_lose_nothing(
+    state: str, nginx: Nginx, collector: Collector, nobody: str
+) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     collector.status = 503 if state == "failing" else 200
     url = {
-        "refusing": f"http://127.0.0.1:{free_port()}",
+        "refusing": nobody,
         "silent": f"http://127.0.0.1:{listener.getsockname()[1]}",
     }.get(state, collector.url)
     log = nginx.directory / "log"

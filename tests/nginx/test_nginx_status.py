@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from nginx_peers import Collector, Received, StartUpstream, reply
-from nginx_server import Nginx, Response, free_port, get, raw, tracing
+from nginx_server import Nginx, Response, get, raw, tracing
 
 NOTHING: dict[str, Any] = {
     "spans": {
@@ -151,11 +151,11 @@ def test_a_request_is_open_until_it_has_its_answer(
     assert (books["open_requests"], books["events"]["recorded"]) == (0, 5)
 
 
-def test_what_a_killed_worker_held_is_lost_and_said_so(nginx: Nginx) -> None:
+def test_what_a_killed_worker_held_is_lost_and_said_so(nginx: Nginx, nobody: str) -> None:
     # Spans wait for a Collector that does not answer.
     directives = (
         "omnitrace on; omnitrace_legacy_log off;"
-        f"omnitrace_exporter {{ endpoint http://127.0.0.1:{free_port()}; interval 1h; }}"
+        f"omnitrace_exporter {{ endpoint {nobody}; interval 1h; }}"
     )
     nginx.start(site(nginx, directives))
     for _ in range(4):

@@ -317,3 +317,21 @@ def test_an_exception_marks_the_span_and_goes_on(program: Program, sink: Sink) -
         ("same", "ERROR", "'k'", {"error.type": "KeyError"}),
         ("same", "UNSET", "", {}),
     ]
+
+
+def test_names_of_parameters_may_be_made_at_run_time(program: Program, sink: Sink) -> None:
+    result = program.run(
+        """
+        def made(word):
+            return "".join(list(word))
+
+        with span(**{made("name"): "a", made("attributes"): {"k": 1}}):
+            pass
+        try:
+            span(**{made("name"): "b", made("nonsense"): 1})
+        except TypeError as error:
+            say(str(error))
+        """
+    )
+    assert [(span.name, span.attributes) for span in sink.spans] == [("a", {"k": 1})]
+    assert result.said == ["span() got an unexpected keyword argument 'nonsense'"]

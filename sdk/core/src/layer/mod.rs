@@ -38,7 +38,7 @@ use crate::carry::Passing;
 use crate::clock;
 use crate::context::SpanContext;
 use crate::diagnostics;
-use crate::id::{SpanId, TraceId};
+use crate::id::{SpanId, random_root};
 use crate::process::Process;
 use crate::recorder::Recorder;
 
@@ -160,10 +160,10 @@ impl Layer {
 
 /// A new trace with its first span.
 fn root(recorder: &Recorder) -> SpanContext {
-    let trace_id = TraceId::random();
+    let (trace_id, span_id) = random_root();
     SpanContext {
         trace_id,
-        span_id: SpanId::random(),
+        span_id,
         flags: recorder.sampler().flags(None, trace_id),
     }
 }
