@@ -202,8 +202,8 @@ reloads: $(T)/.venv module
 # REQUESTS are those of each nginx; two million take hours.
 valgrind: $(T)/.venv module vendored
 	@.ci/packages wrk valgrind
-	PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
-	$(ON_VENDORED) PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
+	PYTHONPATH=examples/demo:tests/nginx $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
+	$(ON_VENDORED) PYTHONPATH=examples/demo:tests/nginx $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
 
 # REQUESTS are those of each nginx; the default takes about half an hour. Both are built with
 # Rust's nightly, which brings the sanitizer's runtime, and clang.
@@ -215,7 +215,7 @@ asan: $(T)/.packages $(T)/.venv
 	    tests/nginx/asan.sh $$version $(T)/asan/$$version && \
 	    OMNITRACE_NGINX=$(CURDIR)/$(T)/asan/$$version/objs/nginx \
 	    OMNITRACE_NGINX_MODULE=$(CURDIR)/$(T)/asan/$$version/libngx_http_omnitrace_module.so \
-	    PYTHONPATH=tests/nginx $(PYTHON) tests/nginx/memory.py asan $${REQUESTS:-2000000} || exit 1; done
+	    PYTHONPATH=examples/demo:tests/nginx $(PYTHON) tests/nginx/memory.py asan $${REQUESTS:-2000000} || exit 1; done
 
 # Ten minutes for each target, or FUZZ_SECONDS.
 fuzz:
@@ -233,7 +233,7 @@ bench: profile $(T)/.wheel
 
 bench-nginx: module $(T)/.venv
 	@.ci/packages wrk
-	PYTHONPATH=tests/nginx $(PYTHON) tests/bench/nginx.py
+	PYTHONPATH=examples/demo:tests/nginx $(PYTHON) tests/bench/nginx.py
 
 # With what test-vllm has installed.
 bench-vllm: $(T)/.packages command $(T)/.wheel collector

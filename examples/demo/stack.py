@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = REPOSITORY / "target"
@@ -30,26 +31,6 @@ STOP_TIMEOUT = 10.0
 
 class StackError(Exception):
     """A part could not be started or stopped; the message says which and why."""
-
-
-# Sockets that hold the ports that `free_ports` gave.
-_HELD: list[socket.socket] = []
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free, all different.
-
-    The kernel gives them to nobody else as long as this process lives, neither to a server that
-    asks for any port nor to a client; whoever names one may listen there (with SO_REUSEADDR).
-    """
-    ports = []
-    for _ in range(count):
-        holder = socket.socket()
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        _HELD.append(holder)
-        ports.append(int(holder.getsockname()[1]))
-    return ports
 
 
 @dataclass

@@ -233,6 +233,10 @@ def _node(
         mine = cores[-half:] if number else cores[:half]
         environment |= CPU_ENVIRONMENT
         environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, mine))
+        if half == 1:
+            # A worker beside the engine would wait for its core by yielding it without end,
+            # which Linux 6.18 counts against it: the nodes would stand still for half a minute.
+            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
         more += CPU_OPTIONS
     else:
         gpus = options.decode_gpus if number else options.prefill_gpus

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import otlp
+from ports import free_ports
 from traces import Key, label_of
 
 FAIR = "fair"
@@ -61,7 +62,7 @@ class Weather:
         self.requests: Counter[str] = Counter()
         self.server: Server | None = None
         self.hole: list[socket.socket] = []
-        self.port = 0
+        (self.port,) = free_ports(1)
         self._open()
 
     @property
@@ -104,7 +105,6 @@ class Weather:
                 pass
 
         self.server = Server(("127.0.0.1", self.port), Handler)
-        self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:

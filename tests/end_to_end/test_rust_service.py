@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import tree
-from stack import TARGET, Stack, free_ports
+from ports import free_ports
+from stack import TARGET, Stack
 from third_party import Collector
 from whole import SPANS, WHOLE_TREE, outside_parent, trace_of
 

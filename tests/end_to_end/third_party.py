@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from stack import TARGET, free_ports
+from ports import free_ports
+from stack import TARGET
 
 OTELCOL = TARGET / "peers" / "otelcol"
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from nginx_peers import Answer, Collector, StartUpstream, Upstream, reply
-from nginx_server import MODULE, NGINX, Nginx, hold_port
+from nginx_server import MODULE, NGINX, Nginx
+
+from ports import hold_port, port_of
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def collector() -> Iterator[Collector]:
 def nobody() -> Iterator[str]:
     """Where no Collector listens."""
     with hold_port() as held:
-        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+        yield f"http://127.0.0.1:{port_of(held)}"
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from nginx_peers import Collector
 
+from ports import hold_port, port_of
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = os.environ.get(
     "OMNITRACE_NGINX_MODULE", str(REPOSITORY / "target/nginx/ngx_http_omnitrace_module.so")
@@ -48,19 +50,6 @@ NJS = os.environ.get(
     "OMNITRACE_NJS",
     "" if "OMNITRACE_NGINX" in os.environ else "/usr/lib/nginx/modules/ngx_http_js_module.so",
 )
-
-
-def hold_port() -> socket.socket:
-    """A port of 127.0.0.1 where nobody listens.
-
-    The kernel gives it to nobody else as long as this socket is open, neither to a server that
-    asks for any port nor to a client; whoever names it may listen there (with SO_REUSEADDR, as
-    nginx does).
-    """
-    holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("127.0.0.1", 0))
-    return holder
 
 
 @dataclass
@@ -124,8 +113,7 @@ class Nginx:
     @property
     def port(self) -> int:
         """Where its sites are to listen."""
-        port: int = self.held.getsockname()[1]
-        return port
+        return port_of(self.held)
 
     @property
     def url(self) -> str:

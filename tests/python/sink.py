@@ -21,6 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from ports import hold_port, port_of
+
 Scalar = str | int | float | bool
 
 
@@ -229,12 +231,16 @@ class Sink:
         self.ending = threading.Event()
         self.connections: set[socket.socket] = set()
         self.server: ThreadingHTTPServer | None = None
-        self.port = 0
+        self.held = hold_port()
         self.start()
 
     @property
     def url(self) -> str:
         return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return port_of(self.held)
 
     def start(self) -> None:
         sink = self
@@ -266,7 +272,6 @@ class Sink:
                 pass
 
         self.server = Server(("127.0.0.1", self.port), Handler)
-        self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -283,6 +288,7 @@ class Sink:
     def close(self) -> None:
         self.ending.set()
         self.stop()
+        self.held.close()
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
         headers = {key.lower(): value for key, value in handler.headers.items()}

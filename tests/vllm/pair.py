@@ -10,13 +10,14 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from observed import ObservedCollector
-from stack import TARGET, Part, Stack, StackError, free_ports
+from ports import free_ports
+from stack import TARGET, Part, Stack, StackError
 
 ROOT = TARGET / "vllm"
 START_TIMEOUT = 400.0
@@ -44,9 +45,10 @@ class Vllm(Stack):
     """The nodes are vLLM's own; the rest is as in the demonstration.
 
     traced: whether the plugin is asked for.
-    in_engine: the model runs in the engine's own process, as on one GPU; else in a worker
-        beside it. vLLM's queue between the two stalls for half a minute at a time where
-        there are more spinning processes than cores, with or without us.
+    workers: names of the nodes whose model runs in a worker beside the engine; in the others
+        it runs in the engine's own process, as on one GPU. Engine and worker wait for each other
+        by yielding the processor without end. Linux 6.18 counts each time against them, so that
+        on two cores two such nodes stand still for half a minute at a time, with or without us.
     decode_options: more of the decode node's command line.
     environment: more of both nodes' environment.
     collector: URL of a receiver in place of the real Collector and what keeps the traces.
@@ -58,7 +60,7 @@ class Vllm(Stack):
         *,
         version: str = VERSION,
         traced: bool = True,
-        in_engine: bool = True,
+        workers: Container[str] = (),
         decode_options: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         collector: str | None = None,
@@ -67,7 +69,7 @@ class Vllm(Stack):
         super().__init__(folder, collector=collector, **options)
         self.version = version
         self.traced = traced
-        self.in_engine = in_engine
+        self.workers = workers
         self.decode_options = decode_options
         self.environment = dict(environment or {})
         self.side_channels = free_ports(2)
@@ -123,7 +125,7 @@ class Vllm(Stack):
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": str(core),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_engine else "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if name in self.workers else "0",
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
             **self.environment,

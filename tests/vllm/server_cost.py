@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pair import Load, Vllm
-from stack import free_ports
+from ports import free_ports
 
 NOTHING, OURS, NATIVE = "nothing", "omnitrace", "native"
 TOKENS = 200

@@ -31,14 +31,14 @@ class Outcome:
 
 
 @pytest.mark.parametrize(
-    ("victim", "in_engine"), [("VLLM::EngineCore", True), ("VLLM::Worker", False)]
+    ("victim", "workers"), [("VLLM::EngineCore", set()), ("VLLM::Worker", {"serve"})]
 )
 def test_vllm_ends_as_without_us_and_what_survives_is_accounted_for(
-    tmp_path: Path, stacks: list[Stack], victim: str, in_engine: bool
+    tmp_path: Path, stacks: list[Stack], victim: str, workers: set[str]
 ) -> None:
     outcomes = {}
     for traced in (False, True):
-        stack = Vllm(tmp_path / str(traced), traced=traced, in_engine=in_engine)
+        stack = Vllm(tmp_path / str(traced), traced=traced, workers=workers)
         stacks.append(stack)
         stack.start_receiver()
         stack.start_node("serve", stack.decode, [])

@@ -120,7 +120,7 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
 def test_workers_beside_the_engine_are_in_the_trace_too(
     tmp_path: Path, stacks: list[Stack]
 ) -> None:
-    stack = Vllm(tmp_path, in_engine=False)
+    stack = Vllm(tmp_path, workers={"decode"})
     stacks.append(stack)
     stack.start_receiver()
     stack.start()

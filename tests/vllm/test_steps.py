@@ -37,7 +37,7 @@ def test_each_step_is_a_span_with_its_models_and_links_to_its_requests(
     tmp_path: Path, stacks: list[Stack], sinks: list[Sink], drafts: bool
 ) -> None:
     sink, archive = sinks
-    stack = Vllm(tmp_path, collector=sink.url, legacy_log="always", in_engine=False)
+    stack = Vllm(tmp_path, collector=sink.url, legacy_log="always", workers={"serve"})
     stacks.append(stack)
     options = ["--speculative-config", json.dumps(DRAFTS)] if drafts else []
     stack.start_node("serve", stack.decode, options, {"OMNITRACE_VLLM_STEPS": "1"})
