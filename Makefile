@@ -217,12 +217,16 @@ asan: $(T)/.packages $(T)/.venv
 	    OMNITRACE_NGINX_MODULE=$(CURDIR)/$(T)/asan/$$version/libngx_http_omnitrace_module.so \
 	    PYTHONPATH=examples/demo:tests/nginx $(PYTHON) tests/nginx/memory.py asan $${REQUESTS:-2000000} || exit 1; done
 
-# Ten minutes for each target, or FUZZ_SECONDS.
+# Ten minutes for each target, or FUZZ_SECONDS; what is new goes beside the corpus. The converter's
+# threads may still be ending when leaks are looked for.
 fuzz:
 	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
 	    echo "cargo fuzz is missing: rustup toolchain install nightly && cargo install cargo-fuzz" >&2; exit 1; }
 	for crate in sdk/core sdk/offline; do for target in $$(cd $$crate && cargo +nightly fuzz list); do \
-	    (cd $$crate && cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-600}); done; done
+	    found=$(CURDIR)/$(T)/fuzz/$$target; mkdir -p $$found; \
+	    (cd $$crate && cargo +nightly fuzz run $$target $$found fuzz/corpus/$$target -- \
+	        -max_total_time=$${FUZZ_SECONDS:-600} $$([ $$crate = sdk/core ] || echo -detect_leaks=0)); \
+	done; done
 
 # The wheel as it is released.
 bench: PGO := 1

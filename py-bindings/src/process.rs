@@ -1,12 +1,12 @@
 //! The one pipeline of this process: started when first needed, and again in a
 //! forked child.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Cache};
 use omnitrace::config::Limits;
 use omnitrace::propagation::Propagators;
 use omnitrace::value::set_attribute;
@@ -35,7 +35,12 @@ static STATE: Mutex<State> = Mutex::new(State::NEW);
 /// after every fork all the same; a child is only safer without.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
+type Cached = Cache<&'static ArcSwapOption<Recorder>, Option<Arc<Recorder>>>;
+
 thread_local! {
+    /// What this thread has recorded with, held against [`RECORDER`] each time: cheaper than to
+    /// borrow that. None before the first use, and within it.
+    static CACHED: Cell<Option<Cached>> = const { Cell::new(None) };
     /// The pipelines that are paused because this thread forks.
     static PAUSED: RefCell<Vec<Arc<Pipeline>>> = const { RefCell::new(Vec::new()) };
 }
@@ -79,8 +84,13 @@ fn state() -> MutexGuard<'static, State> {
 /// Runs `f` with the recorder, starting it first if this process has none yet.
 #[inline]
 pub(crate) fn with_recorder<T>(f: impl FnOnce(&Recorder) -> Option<T>) -> Option<T> {
-    if let Some(recorder) = &*RECORDER.load() {
-        return f(recorder);
+    // A thread that ends has none any more.
+    let cached = CACHED.try_with(Cell::take).ok().flatten();
+    let mut cached = cached.unwrap_or_else(|| Cache::new(&RECORDER));
+    if let Some(recorder) = cached.load() {
+        let done = f(recorder);
+        let _ = CACHED.try_with(|cell| cell.set(Some(cached)));
+        return done;
     }
     if MODE.load(Ordering::Relaxed) != ON {
         return None;

@@ -22,11 +22,13 @@ from debian import OLDEST, SUITES, DebianError, Suite
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "target" / "interpreters"
 # What the tests' programs import, in the newest version that is for the interpreter.
-PACKAGES = ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk", "PyYAML")
+PACKAGES = ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")
 PEERS = (
     "httpx", "opentelemetry-instrumentation-fastapi[instruments]",
     "opentelemetry-instrumentation-httpx", "uvicorn",
 )  # fmt: skip
+# It does without its C part, which a new CPython has no wheel of.
+PURE, ANY_VERSION = "PyYAML", "3.13"
 ABOUT = (
     "import platform, sysconfig; print(platform.python_implementation(), platform.python_version(),"
     "platform.libc_ver()[1], 'free-threaded' if sysconfig.get_config_var('Py_GIL_DISABLED') else '')"
@@ -84,16 +86,23 @@ def prepare(interpreter: Interpreter, wheel: str) -> Path:
     """A folder with the wheel and what the tests' programs import, for this interpreter."""
     site = FOLDER / f"site-{interpreter.version}"
     shutil.rmtree(site, ignore_errors=True)
-    # As if for itself: it may not have pip, nor be able to run beside this system's libraries.
-    install = [sys.executable, "-m", "uv", "pip", "install", "-q"]
-    install += ["--python-version", interpreter.version, "--only-binary", ":all:"]
     # A new CPython has no wheels yet of what some need: the tests that do are left out.
     for packages in ([*PACKAGES, *PEERS], PACKAGES):
-        command = [*install, "--target", str(site), wheel, *packages]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = install(site, interpreter.version, wheel, *packages)
         if done.returncode == 0:
-            return site
-    raise SystemExit(f"CPython {interpreter.version}: {done.stderr}")
+            done = install(site, ANY_VERSION, PURE)
+            break
+    if done.returncode:
+        raise SystemExit(f"CPython {interpreter.version}: {done.stderr}")
+    return site
+
+
+def install(site: Path, version: str, *packages: str) -> subprocess.CompletedProcess[str]:
+    """Puts packages into a folder, as an interpreter of this version would: it may not have pip
+    itself, nor be able to run beside this system's libraries."""
+    command = [sys.executable, "-m", "uv", "pip", "install", "-q", "--only-binary", ":all:"]
+    command += ["--python-version", version, "--target", str(site), *packages]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test(interpreter: Interpreter, wheel: str, selection: list[str]) -> Interpreter:
