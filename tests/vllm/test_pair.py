@@ -16,6 +16,7 @@ LEAVES = frozenset(range(7, REQUESTS, 10))
 TOKENS = 100
 ABORTED, REASONS = "omnitrace.aborted", "gen_ai.response.finish_reasons"
 PREEMPTED = "Preempted in decode stage"
+FREED = "Prefill free kv blocks"
 
 DECODE_EVENTS = [
     "Decode request tokenized",
@@ -212,6 +213,7 @@ def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
     stack.stop_service()
     stack.start_receiver()
     stack.replay()
+    lines = [line for log in stack.logs.glob("*.log") for line in log.read_text().splitlines()]
     traces = by_request(stack, 5)
     for said in answers:
         (trace,) = traces[said.request_id]
@@ -219,3 +221,5 @@ def test_without_a_collector_vllm_answers_as_ever_and_the_log_has_it_all(
         # step: nothing lies between the two then.
         shape = tree.shape(trace).removesuffix(f"\n  {OFFLINE_ONLY} [vllm-prefill]")
         assert shape == WHOLE_TREE
+        freed = f"Action: {FREED}; ", f"RequestID:chatcmpl-{said.request_id};"
+        assert sum(all(each in line for each in freed) for line in lines) == 1
