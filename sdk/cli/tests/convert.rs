@@ -265,6 +265,62 @@ fn a_selection_is_of_traces_and_leaves_the_statistics_alone() {
 }
 
 #[test]
+fn an_action_that_makes_no_phase_is_an_event_nevertheless() {
+    let folder = folder("reversed");
+    let freeing = "Prefill free kv blocks";
+    for number in 1..=3 {
+        let mut files = lines(&format!("r{number}"), number, 1);
+        for text in files.values_mut() {
+            *text = match number {
+                // Freed at the prefill node before the decode node says that it has pulled.
+                2 => text.replace(
+                    &format!("{freeing}; Timestamp:{}.033000", BASE + 2),
+                    &format!("{freeing}; Timestamp:{}.020000", BASE + 2),
+                ),
+                // Nothing else is known of it.
+                3 => (text.lines().filter(|line| line.contains(freeing)))
+                    .map(|line| format!("{line}\n"))
+                    .collect(),
+                _ => text.clone(),
+            };
+        }
+        append(&folder, &files);
+    }
+    let (traces, said) = convert(&folder, &["--clock", "as-is"]);
+    let [.., whole, reversed, single] = &traces[..] else {
+        panic!("{} traces", traces.len())
+    };
+    let phase = "  vllm-prefill Prefill free kv 25000+8000\n";
+    assert!(tree(whole).ends_with(phase));
+    assert_eq!(tree(whole).replace(phase, ""), tree(reversed));
+    assert_eq!(tree(single), "vllm-prefill Prefill 0+0\n");
+    assert_eq!(
+        tag(root(single), "omnitrace.incomplete"),
+        Some(&true.into())
+    );
+    // Spans and times of its events.
+    let events = |trace: &Value| -> Vec<(String, Value)> {
+        let spans = trace["spans"].as_array().unwrap().iter();
+        let all = spans.flat_map(|span| {
+            let events = span["logs"].as_array().unwrap().iter();
+            events.map(move |event| (&span["operationName"], event))
+        });
+        all.filter(|(_, event)| event["fields"][0]["value"] == freeing)
+            .map(|(name, event)| (name.as_str().unwrap().into(), event["timestamp"].clone()))
+            .collect()
+    };
+    let micros = |millis: u64| ((BASE * 1_000 + millis) * 1_000).into();
+    assert_eq!(events(whole), []);
+    assert_eq!(events(reversed), [("Prefill".into(), micros(2_020))]);
+    assert_eq!(events(single), [("Prefill".into(), micros(3_033))]);
+    assert!(
+        said.contains("are shown as events of other spans: \"Prefill free kv\" (1)\n"),
+        "{said}"
+    );
+    assert!(said.contains("1 of 3 requests are incomplete"), "{said}");
+}
+
+#[test]
 fn rotated_and_compressed_files_count_and_repeats_do_not() {
     let folder = folder("files");
     let whole = lines("r1", 0, 1);

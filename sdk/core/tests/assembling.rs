@@ -6,6 +6,7 @@ use std::sync::Arc;
 use omnitrace::assembler::{Assembler, LooseEvent, Output, PhaseSpan, Scope, Sink};
 use omnitrace::event::{ActionName, Attributes, Event};
 use omnitrace::span::{Source, Span};
+use omnitrace::vocabulary::PhaseId;
 use omnitrace::{KeyRef, SpanContext, ValueRef, Vocabulary};
 
 /// Longer than a request is kept after its last event, in nanoseconds.
@@ -96,7 +97,7 @@ impl Sink for Count {
         panic!("all are sampled");
     }
 
-    fn contradictory(&mut self) {
+    fn contradictory(&mut self, _: PhaseId) {
         panic!("none is");
     }
 }
@@ -217,7 +218,7 @@ fn what_comes_after_the_64th_action_and_phase_is_assembled_like_the_rest() {
         process.record(&mut output, "request", (action, occurrence), time, &[]);
     }
     process.assembler.settle(0, &mut output);
-    assert_eq!(output.contradictory, 0);
+    assert_eq!(output.contradictory, []);
     assert_eq!(
         listed(&output.spans),
         [

@@ -1,12 +1,15 @@
 //! A request's logged events through the assembler.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
+use std::iter;
 use std::sync::Arc;
 
 use omnitrace::Vocabulary;
-use omnitrace::assembler::{Assembler, Output, Scope};
+use omnitrace::assembler::{Assembler, LooseEvent, Output, Scope};
 use omnitrace::event::{ActionName, Attributes, Event};
-use omnitrace::span::{Moment, Span};
+use omnitrace::span::{Moment, Span, SpanEvent};
+use omnitrace::vocabulary::PhaseId;
 use omnitrace::{KeyRef, SpanContext};
 
 use crate::reader::{LoggedEvent, Request};
@@ -28,8 +31,38 @@ impl Bench {
         }
     }
 
+    /// The phases of the last request that would end before they begin: their actions are
+    /// events of other spans.
+    pub fn contradictory(&self) -> &[PhaseId] {
+        &self.output.contradictory
+    }
+
+    /// The same, with an event for each action whose phase could not be made: it lacks its other
+    /// end, or would end before it begins. It is on the nearest span above that phase where it
+    /// happened, else on one beside it.
+    pub fn spans_with_rest(&mut self, request: &Request) -> Vec<Span> {
+        let mut spans = self.spans(request);
+        for loose in self.output.loose.drain(..) {
+            let at = nearest(&self.vocabulary, &spans, &loose);
+            if let Some(at) = at.filter(|_| has_phase(&self.vocabulary, &loose)) {
+                let events = &mut spans[at].events;
+                let after = events.partition_point(|e| e.time <= loose.time);
+                let event = SpanEvent {
+                    time: loose.time,
+                    name: loose.action,
+                    attributes: loose.attributes,
+                    dropped_attributes: 0,
+                };
+                events.insert(after, event);
+            }
+        }
+        spans
+    }
+
     /// All spans of one request, by start time, parents first.
     pub fn spans(&mut self, request: &Request) -> Vec<Span> {
+        self.output.contradictory.clear();
+        self.output.loose.clear();
         let mut attributes = Vec::new();
         for event in &request.events {
             attributes.clear();
@@ -39,11 +72,51 @@ impl Bench {
             self.assembler.event(event, &mut self.output);
         }
         self.assembler.finish(&mut self.output);
-        self.output.loose.clear();
         let mut spans = std::mem::take(&mut self.output.spans);
         spans.sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
         spans
     }
+}
+
+/// Whether the role that recorded an event could have made a phase of it.
+fn has_phase(vocabulary: &Vocabulary, event: &LooseEvent) -> bool {
+    let Some(action) = vocabulary.action_named(&event.action) else {
+        return true;
+    };
+    let role = vocabulary.role_named(&event.source.role);
+    let phases = &vocabulary.action(action).phases;
+    phases
+        .iter()
+        .any(|p| Some(vocabulary.phase(*p).role) == role)
+}
+
+/// Where an event of no span is best shown.
+fn nearest(vocabulary: &Vocabulary, spans: &[Span], event: &LooseEvent) -> Option<usize> {
+    let action = vocabulary.action_named(&event.action);
+    let own = action.map(|id| vocabulary.action(id).span);
+    let above: Vec<PhaseId> =
+        iter::successors(own, |phase| vocabulary.phase(*phase).parent).collect();
+    let role = own.map(|phase| vocabulary.phase(phase).role);
+    let role = role.or_else(|| vocabulary.role_named(&event.source.role));
+    // The less the better, in this order.
+    let distance = |span: &Span| {
+        let origin = span.origin.as_ref()?;
+        let of = vocabulary.phase(origin.phase).role;
+        let is_other_try = Some(origin.phase) == own && origin.occurrence != event.occurrence;
+        let up = above.iter().position(|phase| *phase == origin.phase);
+        let is_entry = vocabulary.role(of).entry == origin.phase;
+        Some((
+            (role != Some(of), span.source.node != event.source.node),
+            origin.context != event.context,
+            is_other_try,
+            up.unwrap_or(above.len() + usize::from(!is_entry)),
+            // Of a request that was sent again: the latest that had begun.
+            (span.start > event.time, Reverse(span.start)),
+        ))
+    };
+    let distances = spans.iter().enumerate();
+    let distances = distances.filter_map(|(at, span)| Some((distance(span)?, at)));
+    distances.min().map(|(_, at)| at)
 }
 
 /// Leaves those of a request's `spans` that, by its log, no Collector has taken.

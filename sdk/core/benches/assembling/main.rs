@@ -16,6 +16,7 @@ use omnitrace::Vocabulary;
 use omnitrace::assembler::{Assembler, LooseEvent, PhaseSpan, Scope, Sink};
 use omnitrace::event::{ActionName, Event};
 use omnitrace::span::Source;
+use omnitrace::vocabulary::PhaseId;
 use rustix::time::{ClockId, clock_gettime};
 
 use requests::{CASES, Case, request_ids};
@@ -73,7 +74,7 @@ impl Sink for Count {
 
     fn unsampled(&mut self) {}
 
-    fn contradictory(&mut self) {}
+    fn contradictory(&mut self, _: PhaseId) {}
 }
 
 struct Assembling {

@@ -9,7 +9,7 @@ use crate::span::PhaseOrigin;
 use crate::vocabulary::{PhaseId, Vocabulary};
 
 use super::request::Request;
-use super::visit::{Attributes, Bounds};
+use super::visit::{Attributes, Bounds, Visit};
 use super::{PhaseSpan, Scope, Sink};
 
 /// Makes spans, with what it needs for that.
@@ -45,7 +45,9 @@ impl<S: Sink> Emitter<'_, S> {
         let trace_id = request.trace_of_visit(at);
         let visit = &mut request.visits[at];
         let Some(extent) = visit.extent(self.vocabulary, phase, occurrence, bounds) else {
-            self.sink.contradictory();
+            if visit.note_refused(phase, occurrence) {
+                self.sink.contradictory(phase);
+            }
             return;
         };
         visit.note_made(phase, occurrence, extent.start, extent.end);
@@ -115,7 +117,8 @@ impl<S: Sink> Emitter<'_, S> {
         }
     }
 
-    /// Makes what nothing more can come for, complete or not.
+    /// Makes what nothing more can come for, complete or not. Who sees everything shows each
+    /// request: where there are only parts of phases, as its roles' SERVER spans.
     pub(super) fn emit_rest(&mut self, scope: Scope, request: &mut Request) {
         for at in 0..request.visits.len() {
             for (phase, occurrence) in request.visits[at].all_due(self.vocabulary, scope) {
@@ -123,6 +126,15 @@ impl<S: Sink> Emitter<'_, S> {
             }
             for (phase, occurrence) in request.visits[at].incomplete(self.vocabulary, scope) {
                 self.emit(request, at, phase, occurrence);
+            }
+        }
+        let is_shown = request.visits.iter().any(Visit::has_made_spans);
+        if scope == Scope::Process || is_shown {
+            return;
+        }
+        for at in 0..request.visits.len() {
+            if let Some(role) = request.visits[at].role {
+                self.emit(request, at, self.vocabulary.role(role).entry, 0);
             }
         }
     }

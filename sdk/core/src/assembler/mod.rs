@@ -28,7 +28,7 @@ use crate::id::{SpanId, SpanIds, TraceId, canonical_request_id};
 use crate::sampler::Sampler;
 use crate::span::{Place, Source, Span};
 use crate::value::Attribute;
-use crate::vocabulary::{RoleId, Vocabulary};
+use crate::vocabulary::{PhaseId, RoleId, Vocabulary};
 
 use emit::Emitter;
 pub(crate) use finished::FinishedSpan;
@@ -87,7 +87,7 @@ pub struct Output {
     /// Spans that were not made because the trace is not sampled.
     pub unsampled: u64,
     /// Phases left out because they end before they start.
-    pub contradictory: u64,
+    pub contradictory: Vec<PhaseId>,
 }
 
 /// Turns events into spans; bounded in memory.
@@ -409,7 +409,7 @@ impl Assembler {
             across::adopt_by_tree(&self.vocabulary, &mut sink.held()[first..]);
         }
         for visit in request.visits.drain(..) {
-            visit.loose(&self.vocabulary, &request.id, sink);
+            visit.loose(&self.vocabulary, self.scope, &request.id, sink);
             if self.spare.len() < MAX_SPARE {
                 self.spare.push(visit.emptied());
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::id::{SpanId, TraceId};
 use crate::span::{Dropped, PhaseOrigin, Source, Span, SpanEvent, SpanKind, Status};
 use crate::value::{Attribute, Value, ValueRef};
+use crate::vocabulary::PhaseId;
 
 use super::{LooseEvent, Output};
 
@@ -18,7 +19,7 @@ pub trait Sink {
     /// A span was not made because the trace is not sampled.
     fn unsampled(&mut self);
     /// A phase was left out because it ends before it starts.
-    fn contradictory(&mut self);
+    fn contradictory(&mut self, phase: PhaseId);
     /// The spans that it still holds, in the order in which they came. What
     /// [`Scope::Whole`](super::Scope::Whole) alone knows is added to them when their
     /// request is closed.
@@ -147,8 +148,8 @@ impl Sink for Output {
         self.unsampled += 1;
     }
 
-    fn contradictory(&mut self) {
-        self.contradictory += 1;
+    fn contradictory(&mut self, phase: PhaseId) {
+        self.contradictory.push(phase);
     }
 
     fn held(&mut self) -> &mut [Span] {

@@ -232,7 +232,7 @@ fn live_processes_that_carry_the_starts_make_the_same_spans_as_the_whole() {
     }
     for process in live.values_mut() {
         spans.extend(process.finish());
-        assert_eq!(process.output.contradictory, 0);
+        assert_eq!(process.output.contradictory, []);
     }
     // Offline, where nothing tells the caller, the tree does; the ids of what is
     // below it differ by design, the names, times, and places do not.
@@ -323,7 +323,29 @@ Prefill 10–20 server
     try to schedule in waiting queue 12–13
 "
     );
-    assert!(process.output.contradictory > 0);
+    let contradictory: Vec<&str> = (process.output.contradictory.iter())
+        .map(|phase| &*process.assembler.vocabulary().phase(*phase).name)
+        .collect();
+    assert_eq!(contradictory, ["Prefill get new_blocks"]);
+}
+
+#[test]
+fn a_request_of_which_only_ends_of_phases_are_known_is_shown_where_all_of_it_is() {
+    for (scope, expected) in [
+        (Scope::Process, ""),
+        (
+            Scope::Whole,
+            "Decode 24–24 server (25 my own) omnitrace.incomplete=Bool(true)\n",
+        ),
+    ] {
+        let mut process = Process::new("decode", "10.0.0.3", scope);
+        process.at(24, "Finish pull kv").at(25, "my own");
+        assert_eq!(tree(&process.finish()), expected);
+        let loose = process.output.loose.iter();
+        let loose: Vec<_> = loose.map(|e| (e.time, &*e.action)).collect();
+        let all = [(24, "Finish pull kv"), (25, "my own")];
+        assert_eq!(loose, all[..2 - usize::from(scope == Scope::Whole)]);
+    }
 }
 
 #[test]

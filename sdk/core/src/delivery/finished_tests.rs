@@ -18,7 +18,7 @@ use crate::recorder::Recorder;
 use crate::scopes::Scopes;
 use crate::span::{Source, Span};
 use crate::value::{Attribute, ValueRef};
-use crate::vocabulary::{KnownPhase, PhaseActions, Vocabulary};
+use crate::vocabulary::{KnownPhase, PhaseActions, PhaseId, Vocabulary};
 
 const ROOT_STARTS: [&[&str]; 2] = [&["Time received"], &["Start to schedule", "Time received"]];
 const ROOT_END: &str = "Received all tokens";
@@ -52,7 +52,7 @@ impl Sink for &mut OpenBatch {
 
     fn unsampled(&mut self) {}
 
-    fn contradictory(&mut self) {
+    fn contradictory(&mut self, _: PhaseId) {
         panic!("a phase was left out");
     }
 }

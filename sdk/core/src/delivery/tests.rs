@@ -417,7 +417,7 @@ impl Sink for BothWays {
         panic!("all are sampled");
     }
 
-    fn contradictory(&mut self) {
+    fn contradictory(&mut self, _: PhaseId) {
         panic!("none is");
     }
 }

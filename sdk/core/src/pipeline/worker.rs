@@ -15,6 +15,7 @@ use crate::legacy_log;
 use crate::queue::{DecodedAction, DecodedPhase, Record};
 use crate::recorder::Recorder;
 use crate::span::Source;
+use crate::vocabulary::PhaseId;
 
 use super::bell::Bell;
 use super::reporter::Reporter;
@@ -407,7 +408,7 @@ impl Sink for Outlet<'_> {
         self.delivery.stats.unsampled += 1;
     }
 
-    fn contradictory(&mut self) {
+    fn contradictory(&mut self, _: PhaseId) {
         self.delivery.stats.contradictory += 1;
     }
 }

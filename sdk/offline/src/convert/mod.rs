@@ -8,7 +8,7 @@ mod perfetto;
 mod tally;
 mod whole_file;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
 use omnitrace::span::Span;
+use omnitrace::vocabulary::PhaseId;
 
 use crate::assemble::Bench;
 use crate::ingest::{Reader, SpillError, Store, TraceEvents, client_id};
@@ -77,6 +78,20 @@ impl Summary {
                 self.complete
             ));
         }
+    }
+
+    fn note_contradictory(&mut self, vocabulary: &Vocabulary, phases: &BTreeMap<PhaseId, u64>) {
+        if phases.is_empty() {
+            return;
+        }
+        let each = phases.iter().map(|(phase, count)| {
+            let name = &vocabulary.phase(*phase).name;
+            format!("\"{name}\" ({count})")
+        });
+        self.notes.push(format!(
+            "phases that would end before they begin are shown as events of other spans: {}",
+            each.collect::<Vec<_>>().join(", ")
+        ));
     }
 
     fn note_incomplete(&mut self, all: usize, what: &str) {
@@ -299,6 +314,7 @@ impl Job<'_> {
         if !head.is_empty() {
             put(&head[std::mem::take(&mut comma)..])?;
         }
+        let mut contradictory = BTreeMap::new();
         let spare = Mutex::new(Vec::<Vec<u8>>::new());
         let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
         ordered(
@@ -307,8 +323,9 @@ impl Job<'_> {
             |(reader, bench), batch| -> Result<_, ConvertError> {
                 let mut text = spare().pop().unwrap_or_default();
                 let (mut traces, mut spans) = (0, 0);
+                let mut left_out = Vec::new();
                 for trace in self.traces_of(batch) {
-                    let content = self.spans(reader.trace(trace)?, reader, bench);
+                    let content = self.spans(reader.trace(trace)?, reader, bench, &mut left_out);
                     if content.is_empty() {
                         continue;
                     }
@@ -316,9 +333,9 @@ impl Job<'_> {
                     traces += 1;
                     spans += content.len();
                 }
-                Ok((self.traces_of(batch).len(), traces, spans, text))
+                Ok((self.traces_of(batch).len(), traces, spans, left_out, text))
             },
-            |(looked_at, traces, spans, mut text)| {
+            |(looked_at, traces, spans, left_out, mut text)| {
                 if !text.is_empty() {
                     put(&text[std::mem::take(&mut comma)..])?;
                 }
@@ -326,21 +343,32 @@ impl Job<'_> {
                 spare().push(text);
                 summary.traces += traces;
                 summary.spans += spans;
+                for phase in left_out {
+                    *contradictory.entry(phase).or_default() += 1;
+                }
                 progress(looked_at);
                 Ok(())
             },
         )?;
+        summary.note_contradictory(self.vocabulary, &contradictory);
         put(&form.tail())
     }
 
-    /// The spans of a trace that are to be written.
-    fn spans(&self, content: TraceEvents, reader: &Reader<'_>, bench: &mut Bench) -> Vec<Span> {
+    /// The spans of a trace that are to be written; `left_out` is added to.
+    fn spans(
+        &self,
+        content: TraceEvents,
+        reader: &Reader<'_>,
+        bench: &mut Bench,
+        left_out: &mut Vec<PhaseId>,
+    ) -> Vec<Span> {
         let requests = content.requests.iter().filter(|r| self.is_wanted(&r.id));
         let mut spans = Vec::new();
         let mut wanted = self.only.is_empty();
         for request in requests {
             wanted = true;
-            let more = bench.spans(request);
+            let more = bench.spans_with_rest(request);
+            left_out.extend(bench.contradictory());
             if spans.is_empty() {
                 spans = more;
             } else {

@@ -67,9 +67,11 @@ impl Visit {
                 return None;
             }
         }
+        let is_entry = vocabulary.role(vocabulary.phase(phase).role).entry == phase;
         let own = self.moments.iter().filter(|m| {
             let action = vocabulary.action(m.action);
-            !m.foreign && m.occurrence == occurrence && action.span == phase
+            let of_it = action.span == phase || is_entry && !action.offline_only;
+            !m.foreign && m.occurrence == occurrence && of_it
         });
         let times = || {
             children()
@@ -77,8 +79,15 @@ impl Visit {
                 .chain(own.clone().map(|m| m.time))
                 .chain(start.or(end).map(|m| m.time))
         };
-        let earliest = start.map(|m| m.time).or(times().min())?;
-        let latest = times().max().unwrap_or(earliest);
+        let rest = || {
+            let moments = self.moments.iter().map(|m| m.time);
+            moments.chain(self.events.iter().map(|e| e.event.time))
+        };
+        let earliest = start.map(|m| m.time).or_else(|| times().min());
+        let (earliest, latest) = match earliest {
+            Some(earliest) => (earliest, times().max().unwrap_or(earliest)),
+            None => (rest().min()?, rest().max()?),
+        };
         let seen = self.moments.iter().filter(|m| m.occurrence == occurrence);
         Some(Extent {
             start: earliest,

@@ -8,7 +8,7 @@ use crate::value::Attribute;
 use crate::vocabulary::Vocabulary;
 
 use super::{Shown, Visit};
-use crate::assembler::{LooseEvent, Sink};
+use crate::assembler::{LooseEvent, Scope, Sink};
 
 impl Visit {
     /// An event that will be part of no span here, as it happens.
@@ -37,6 +37,7 @@ impl Visit {
     pub(in crate::assembler) fn loose(
         &self,
         vocabulary: &Vocabulary,
+        scope: Scope,
         request_id: &Arc<str>,
         sink: &mut impl Sink,
     ) {
@@ -55,7 +56,14 @@ impl Visit {
                 .phases
                 .iter()
                 .any(|p| self.is_made(*p, moment.occurrence));
-            if shown || action.event || action.offline_only {
+            let said = match scope {
+                Scope::Process => action.offline_only,
+                // It was recorded for what it says of the phase.
+                Scope::Whole => {
+                    action.phases.is_empty() && self.is_made(action.span, moment.occurrence)
+                }
+            };
+            if shown || action.event || said {
                 continue;
             }
             let attributes = self

@@ -31,6 +31,8 @@ pub(super) struct Visit {
     /// Phases already made.
     made: Vec<Made>,
     first_made: FirstTries,
+    /// Phases that would have ended before they began.
+    refused: Vec<(PhaseId, u16)>,
     /// In the order in which they were recorded.
     moments: Vec<Seen>,
     first_seen: FirstTries,
@@ -124,6 +126,7 @@ impl Visit {
             closing: Vec::new(),
             made: Vec::new(),
             first_made: FirstTries::default(),
+            refused: Vec::new(),
             moments: Vec::new(),
             first_seen: FirstTries::default(),
             attributes: Vec::new(),
@@ -146,6 +149,7 @@ impl Visit {
         }
         empty(&mut self.closing);
         empty(&mut self.made);
+        empty(&mut self.refused);
         empty(&mut self.moments);
         empty(&mut self.attributes);
         empty(&mut self.events);
@@ -357,6 +361,15 @@ impl Visit {
             start,
             end,
         });
+    }
+
+    /// Notes that a phase would end before it begins. False: it was noted.
+    pub(super) fn note_refused(&mut self, phase: PhaseId, occurrence: u16) -> bool {
+        let is_new = !self.refused.contains(&(phase, occurrence));
+        if is_new {
+            self.refused.push((phase, occurrence));
+        }
+        is_new
     }
 
     pub(super) fn has_made_spans(&self) -> bool {
