@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use omnitrace::Vocabulary;
-use omnitrace_offline::clock::Mode;
 use omnitrace_offline::convert::{self, ConvertError, Format, Layout, Options};
 use omnitrace_offline::ingest::{self, ReadError, Settings};
 
@@ -20,9 +19,8 @@ use crate::say::say;
 /// complete requests) and one trace for each request.
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// Directory with the logs (all files below it are read, compressed ones
-    /// included), or one log file; "-" is stdin
-    log_dir: PathBuf,
+    #[command(flatten)]
+    logs: input::Logs,
     /// File to write; it appears whole or not at all. "-" is stdout
     output: PathBuf,
     #[command(flatten)]
@@ -36,17 +34,8 @@ pub(crate) struct ConvertArgs {
     /// of log_to_jaeger.py (with --format jaeger)
     #[arg(long, value_name = "LAYOUT", default_value = "tree", value_parser = layout)]
     layout: Layout,
-    /// Put clocks right (auto): times since boot become wall clock, and hosts whose
-    /// clocks differ are brought onto the proxy's. as-is leaves all times alone
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = input::clock_mode)]
-    clock: Mode,
-    /// Folder for a temporary file with the events that memory does not hold, about
-    /// a third of the logs' size [default: the output's folder]
-    #[arg(long, value_name = "DIR")]
-    temp_dir: Option<PathBuf>,
-    /// Say nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    clocks: input::Clocks,
 }
 
 /// Why the conversion failed.
@@ -73,17 +62,17 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
     let _signals = Watch::begin()?;
     convert::check(&args.output)?;
     let settings = Settings {
-        temporary: &input::temporary(args.temp_dir.as_deref(), &args.output),
+        temporary: &args.logs.temporary(Some(&args.output)),
         memory: ingest::MEMORY,
         exported: false,
         hosts: options.needs_hosts(),
-        clock: args.clock,
+        clock: args.clocks.mode,
     };
-    let store = input::ingest(&args.log_dir, settings, args.quiet)?;
+    let store = args.logs.read(settings)?;
     let bar = input::bar(
         2 * store.traces() as u64,
         "writing {bar:40} {percent} % {eta}",
-        args.quiet,
+        args.logs.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
     let vocabulary = Vocabulary::of_logs();
@@ -98,7 +87,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Error> {
         }
         other => other?,
     };
-    if !args.quiet {
+    if !args.logs.quiet {
         for note in store.clocks().notes().iter().chain(&summary.notes) {
             say(note);
         }

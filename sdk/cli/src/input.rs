@@ -11,28 +11,62 @@ use omnitrace_offline::ingest::{self, ReadError, Settings, Store};
 
 use crate::say::say;
 
-/// Reads the logs below `path`; problems go to stderr.
-pub(crate) fn ingest(path: &Path, settings: Settings<'_>, quiet: bool) -> Result<Store, ReadError> {
-    let bar = reading_bar(path, quiet)?;
-    let store = ingest::ingest(&Vocabulary::of_logs(), path, settings, &|bytes| {
-        bar.inc(bytes)
-    });
-    bar.finish_and_clear();
-    let store = store?;
-    store.report().problems().iter().for_each(say);
-    if !quiet {
-        store.report().notes().iter().for_each(say);
-    }
-    Ok(store)
+/// The logs of a command, and how it reads them.
+#[derive(Args)]
+pub(crate) struct Logs {
+    /// Directory with the logs (all files below it are read, compressed ones
+    /// included), or one log file; "-" is stdin
+    log_dir: PathBuf,
+    /// Folder for a temporary file with the events that memory does not hold, about
+    /// a third of the logs' size [default: the output's folder, else the system's]
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
-fn reading_bar(path: &Path, quiet: bool) -> Result<ProgressBar, ReadError> {
-    let total = ingest::find(path)?.iter().map(|(_, size)| size).sum();
-    Ok(bar(
-        total,
-        "reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-        quiet,
-    ))
+impl Logs {
+    /// Where events wait that memory does not hold: the folder that was named, else that of
+    /// the output, which must have room for much more.
+    pub(crate) fn temporary(&self, output: Option<&Path>) -> PathBuf {
+        let output = output.filter(|o| *o != Path::new("-") && (o.is_file() || !o.exists()));
+        match (&self.temp_dir, output.and_then(Path::parent)) {
+            (Some(folder), _) => folder.clone(),
+            (None, None) => std::env::temp_dir(),
+            (None, Some(folder)) if folder == Path::new("") => PathBuf::from("."),
+            (None, Some(folder)) => folder.to_owned(),
+        }
+    }
+
+    /// Reads them; problems go to stderr.
+    pub(crate) fn read(&self, settings: Settings<'_>) -> Result<Store, ReadError> {
+        let total = ingest::find(&self.log_dir)?
+            .iter()
+            .map(|(_, size)| size)
+            .sum();
+        let template = "reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let bar = bar(total, template, self.quiet);
+        let store = ingest::ingest(&Vocabulary::of_logs(), &self.log_dir, settings, &|bytes| {
+            bar.inc(bytes)
+        });
+        bar.finish_and_clear();
+        let store = store?;
+        store.report().problems().iter().for_each(say);
+        if !self.quiet {
+            store.report().notes().iter().for_each(say);
+        }
+        Ok(store)
+    }
+}
+
+/// What is done about the clocks behind the logs' times.
+#[derive(Args)]
+pub(crate) struct Clocks {
+    /// Put clocks right (auto): times since boot become wall clock, and hosts whose
+    /// clocks differ are brought onto the proxy's. as-is leaves all times alone
+    #[arg(long = "clock", value_name = "MODE", default_value = "auto", value_parser = clock_mode)]
+    pub(crate) mode: Mode,
 }
 
 /// Which requests count, and which are chosen.
@@ -61,25 +95,11 @@ impl Requests {
     }
 }
 
-/// `--clock` of the commands that read logs.
-pub(crate) fn clock_mode(text: &str) -> Result<Mode, &'static str> {
+fn clock_mode(text: &str) -> Result<Mode, &'static str> {
     match text {
         "auto" => Ok(Mode::Auto),
         "as-is" => Ok(Mode::AsIs),
         _ => Err("not auto or as-is"),
-    }
-}
-
-/// Where events wait that memory does not hold: the folder that was named, else that of
-/// the output, which must have room for much more.
-pub(crate) fn temporary(named: Option<&Path>, output: &Path) -> PathBuf {
-    match (named, output.parent()) {
-        (Some(folder), _) => folder.to_owned(),
-        _ if output == Path::new("-") || output.exists() && !output.is_file() => {
-            std::env::temp_dir()
-        }
-        (None, Some(folder)) if folder != Path::new("") => folder.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

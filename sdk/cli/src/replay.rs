@@ -18,9 +18,8 @@ use crate::say::say;
 /// the ids are the same.
 #[derive(Args)]
 pub(crate) struct ReplayArgs {
-    /// Directory with the logs (all files below it are read, compressed ones
-    /// included), or one log file; "-" is stdin
-    log_dir: PathBuf,
+    #[command(flatten)]
+    logs: input::Logs,
     /// OTLP base endpoint, such as http://localhost:4318 (HTTP) or, with
     /// --protocol grpc, http://localhost:4317; default: OTEL_EXPORTER_OTLP_*
     #[arg(long, value_name = "URL")]
@@ -38,13 +37,6 @@ pub(crate) struct ReplayArgs {
     /// earlier one has done so
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Folder for a temporary file with the events that memory does not hold [default:
-    /// the system's]
-    #[arg(long, value_name = "DIR")]
-    temp_dir: Option<PathBuf>,
-    /// Say nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
 }
 
 /// Why the replay failed.
@@ -71,15 +63,15 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
         .transpose()?
         .flatten();
     let settings = Settings {
-        temporary: &args.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
+        temporary: &args.logs.temporary(None),
         memory: ingest::MEMORY,
         exported: true,
         hosts: false,
         // The ids of what was recorded live depend on its times.
         clock: Mode::AsIs,
     };
-    let store = input::ingest(&args.log_dir, settings, args.quiet)?;
-    let bar = input::bar(0, "sent {pos} spans {per_sec}", args.quiet);
+    let store = args.logs.read(settings)?;
+    let bar = input::bar(0, "sent {pos} spans {per_sec}", args.logs.quiet);
     let progress = |n: usize| bar.inc(n as u64);
     let options = Options {
         all: args.all,
@@ -106,7 +98,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), Error> {
             summary.rejected
         ));
     }
-    if !args.quiet {
+    if !args.logs.quiet {
         if summary.resumed > 0 {
             say(format_args!(
                 "{} traces left out that an earlier replay has sent",

@@ -98,6 +98,34 @@ omnitrace.latency.third_token   proxy       3    3.000   2.000    4.000    3.000
 }
 
 #[test]
+fn phases_that_would_end_before_they_begin_are_told_and_not_counted() {
+    let logs = logs("contradictory");
+    let file = logs.join("all.log");
+    let text = fs::read_to_string(&file).unwrap();
+    // Of r2, freed before it was pulled.
+    let freed = "Prefill free kv blocks; Timestamp:1795334647";
+    let early = text.replace(&format!("{freed}.066000"), &format!("{freed}.040000"));
+    assert_ne!(early, text);
+    fs::write(file, early).unwrap();
+    let options = ["--clock", "as-is", "--skip-req_num", "0"];
+    let (table, _) = said(&logs, &options);
+    assert!(
+        table.ends_with(
+            "\n
+Phases that would end before they begin  for example  count
+Prefill free kv                          r2               1\n"
+        ),
+        "{table}"
+    );
+    let (json, _) = said(&logs, &[&options[..], &["--json"]].concat());
+    let summary: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(summary["counted"], 5);
+    let phases = summary["phases"].as_array().unwrap().iter();
+    let free = phases.filter(|phase| phase["name"] == "Prefill free kv");
+    assert_eq!(free.map(|phase| &phase["count"]).collect::<Vec<_>>(), [4]);
+}
+
+#[test]
 fn csv_has_the_columns_of_the_old_script_and_json_has_everything() {
     let logs = logs("csv");
     let (csv, _) = said(&logs, &["--csv", "--skip-req_num", "0"]);

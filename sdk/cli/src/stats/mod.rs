@@ -3,12 +3,10 @@
 mod table;
 
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
 
 use clap::Args;
 use omnitrace::Vocabulary;
 use omnitrace::id::canonical_request_id;
-use omnitrace_offline::clock::Mode;
 use omnitrace_offline::ingest::{self, ReadError, Settings, SpillError};
 use omnitrace_offline::statistics::{self, Options, Summary};
 
@@ -23,9 +21,8 @@ use crate::say::say;
 /// requests stop. Percentiles are exact, by linear interpolation, as numpy's.
 #[derive(Args)]
 pub(crate) struct StatsArgs {
-    /// Directory with the logs (all files below it are read, compressed ones
-    /// included), or one log file; "-" is stdin
-    log_dir: PathBuf,
+    #[command(flatten)]
+    logs: input::Logs,
     #[command(flatten)]
     requests: input::Requests,
     /// How many of the slowest requests to show
@@ -37,17 +34,8 @@ pub(crate) struct StatsArgs {
     /// Everything, for programs
     #[arg(long)]
     json: bool,
-    /// Put clocks right (auto): times since boot become wall clock, and hosts whose
-    /// clocks differ are brought onto the proxy's. as-is leaves all times alone
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = input::clock_mode)]
-    clock: Mode,
-    /// Folder for a temporary file with the events that memory does not hold, about
-    /// a third of the logs' size [default: the system's]
-    #[arg(long, value_name = "DIR")]
-    temp_dir: Option<PathBuf>,
-    /// Say nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    clocks: input::Clocks,
 }
 
 /// Why there are no statistics.
@@ -107,24 +95,24 @@ pub(crate) fn run(args: &StatsArgs) -> Result<(), Error> {
 
 fn summary(args: &StatsArgs, options: Options) -> Result<Summary, Error> {
     let settings = Settings {
-        temporary: &args.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
+        temporary: &args.logs.temporary(None),
         memory: ingest::MEMORY,
         exported: false,
         hosts: false,
-        clock: args.clock,
+        clock: args.clocks.mode,
     };
-    let store = input::ingest(&args.log_dir, settings, args.quiet)?;
+    let store = args.logs.read(settings)?;
     let skip = options.skip;
     let bar = input::bar(
         store.traces() as u64,
         "counting {bar:40} {pos}/{len} traces {eta}",
-        args.quiet,
+        args.logs.quiet,
     );
     let progress = |n: usize| bar.inc(n as u64);
     let summary = statistics::over(&Vocabulary::of_logs(), &store, options, &progress);
     bar.finish_and_clear();
     let summary = summary?;
-    if !args.quiet {
+    if !args.logs.quiet {
         for note in store.clocks().notes() {
             say(note);
         }

@@ -58,7 +58,12 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     requests("Slowest requests", &summary.slowest, out)?;
     requests("Requests asked for", &summary.chosen, out)?;
     stops("Incomplete requests stop after", &summary.incomplete, out)?;
-    stops("Requests without", &summary.partial, out)
+    stops("Requests without", &summary.partial, out)?;
+    stops(
+        "Phases that would end before they begin",
+        &summary.contradictory,
+        out,
+    )
 }
 
 const NUMBERS: [&str; 8] = ["count", "avg", "min", "max", "p50", "p90", "p95", "p99"];

@@ -39,6 +39,7 @@ pub fn over(
                     let mut spans = bench.spans(&request);
                     reader.settle(&mut spans);
                     statistics.add(&spans);
+                    statistics.note_contradictory(&request.id, bench.contradictory());
                 }
             }
             progress(count);

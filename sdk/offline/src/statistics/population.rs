@@ -32,13 +32,41 @@ pub struct Statistics {
     sources: Sources,
     /// Requests by the roles that they have passed through from entry to end.
     groups: BTreeMap<Vec<RoleId>, Group>,
-    /// By the last action of a request without an end: how many, and one of them (the
-    /// first by id).
-    stops: BTreeMap<Option<ActionId>, (u64, Arc<str>)>,
+    /// By the last action of a request without an end.
+    stops: Examples<Option<ActionId>>,
+    /// By a phase that would end before it begins.
+    contradictory: Examples<PhaseId>,
     timeline: Timeline,
     /// Those that were asked for.
     chosen: Vec<Digest>,
     requests: u64,
+}
+
+/// How many requests have something, and one of them (the first by id).
+#[derive(Debug)]
+pub(super) struct Examples<K>(pub(super) BTreeMap<K, (u64, Arc<str>)>);
+
+impl<K> Default for Examples<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Examples<K> {
+    fn add(&mut self, key: K, count: u64, example: Arc<str>) {
+        let of = self.0.entry(key);
+        let of = of.or_insert_with(|| (0, Arc::clone(&example)));
+        of.0 += count;
+        if example < of.1 {
+            of.1 = example;
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        for (key, (count, example)) in other.0 {
+            self.add(key, count, example);
+        }
+    }
 }
 
 /// Requests that have passed through the same roles.
@@ -97,7 +125,8 @@ impl Statistics {
             shape: Shape::new(vocabulary),
             sources: Sources::default(),
             groups: BTreeMap::new(),
-            stops: BTreeMap::new(),
+            stops: Examples::default(),
+            contradictory: Examples::default(),
             timeline: Timeline::default(),
             chosen: Vec::new(),
             requests: 0,
@@ -110,6 +139,13 @@ impl Statistics {
         match self.shape.split(spans) {
             None => self.add_one(spans),
             Some(requests) => requests.iter().for_each(|spans| self.add_one(spans)),
+        }
+    }
+
+    /// Notes the phases of a request that would end before they begin.
+    pub fn note_contradictory(&mut self, id: &str, phases: &[PhaseId]) {
+        for phase in phases {
+            self.contradictory.add(*phase, 1, id.into());
         }
     }
 
@@ -127,10 +163,7 @@ impl Statistics {
         };
         self.timeline.add(digest.start, started);
         if digest.roles.is_empty() {
-            let stop = self.stops.entry(digest.last);
-            let stop = stop.or_insert_with(|| (0, Arc::clone(&digest.id)));
-            stop.0 += 1;
-            stop.1 = digest.id.min(Arc::clone(&stop.1));
+            self.stops.add(digest.last, 1, digest.id);
             return;
         }
         let first_token = digest.first_token();
@@ -157,11 +190,8 @@ impl Statistics {
         self.requests += other.requests;
         self.chosen.extend(other.chosen);
         self.timeline.merge(other.timeline);
-        for (last, (count, example)) in other.stops {
-            let stop = self.stops.entry(last).or_insert((0, Arc::clone(&example)));
-            stop.0 += count;
-            stop.1 = example.min(Arc::clone(&stop.1));
-        }
+        self.stops.merge(other.stops);
+        self.contradictory.merge(other.contradictory);
         for (roles, mut group) in other.groups {
             group.renumber(&nodes);
             let own = self.groups.entry(roles).or_default();
@@ -197,6 +227,7 @@ impl Statistics {
             slowest: whole.slowest,
             chosen: self.chosen,
             stops: self.stops,
+            contradictory: self.contradictory,
             partial,
             timeline: self.timeline,
         }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::digest::{Digest, FIRST_TOKEN, PER_TOKEN, Way};
 use super::distribution::{Distribution, Numbers};
-use super::population::{OfPhase, Totals};
+use super::population::{Examples, OfPhase, Totals};
 use super::sources::{Node, Sources};
 use super::timeline::Timeline;
 
@@ -73,6 +73,8 @@ pub struct Summary {
     pub incomplete: Vec<Stop>,
     /// Requests that are whole as far as they go, and lack what most have.
     pub partial: Vec<Stop>,
+    /// Phases that would end before they begin, in all requests: no phase counts them.
+    pub contradictory: Vec<Stop>,
 }
 
 /// A measure of one role.
@@ -179,10 +181,10 @@ pub struct OnPath {
     pub avg_ms: f64,
 }
 
-/// Requests that lack something.
+/// Requests that lack something, or have what cannot be.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stop {
-    /// The last action, or the roles that are missing.
+    /// The last action, the roles that are missing, or the phase.
     pub at: String,
     /// How many requests.
     pub count: u64,
@@ -200,7 +202,8 @@ pub(super) struct Raw<'a> {
     pub(super) totals: Totals,
     pub(super) slowest: Vec<Digest>,
     pub(super) chosen: Vec<Digest>,
-    pub(super) stops: BTreeMap<Option<ActionId>, (u64, Arc<str>)>,
+    pub(super) stops: Examples<Option<ActionId>>,
+    pub(super) contradictory: Examples<PhaseId>,
     pub(super) partial: Vec<(Vec<RoleId>, u64, Option<Arc<str>>)>,
     pub(super) timeline: Timeline,
 }
@@ -221,6 +224,7 @@ impl Raw<'_> {
             throughput: self.throughput(),
             incomplete: self.incomplete(),
             partial: self.partial(),
+            contradictory: stops(&self.contradictory, |phase| self.phase_name(*phase)),
             calls: self.calls(),
             phases: self.phases(),
         }
@@ -376,18 +380,10 @@ impl Raw<'_> {
     }
 
     fn incomplete(&self) -> Vec<Stop> {
-        let mut stops: Vec<Stop> = (self.stops.iter())
-            .map(|(last, (count, example))| Stop {
-                at: last.map_or_else(
-                    || "no action".to_owned(),
-                    |last| self.vocabulary.action(last).name.to_string(),
-                ),
-                count: *count,
-                example: example.to_string(),
-            })
-            .collect();
-        stops.sort_by_key(|s| std::cmp::Reverse(s.count));
-        stops
+        stops(&self.stops, |last| match last {
+            Some(last) => self.vocabulary.action(*last).name.to_string(),
+            None => "no action".to_owned(),
+        })
     }
 
     fn partial(&self) -> Vec<Stop> {
@@ -408,6 +404,18 @@ impl Raw<'_> {
         }
         by_roles.into_values().collect()
     }
+}
+
+/// The most frequent first.
+fn stops<K>(of: &Examples<K>, name: impl Fn(&K) -> String) -> Vec<Stop> {
+    let stop = |(key, (count, example)): (&K, &(u64, Arc<str>))| Stop {
+        at: name(key),
+        count: *count,
+        example: example.to_string(),
+    };
+    let mut stops: Vec<Stop> = of.0.iter().map(stop).collect();
+    stops.sort_by_key(|s| std::cmp::Reverse(s.count));
+    stops
 }
 
 /// A node as a person knows it.
