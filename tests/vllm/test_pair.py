@@ -108,8 +108,13 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
     assert {len(each) for each in traces.values()} == {1}
     preempted = sum(check(said, traces[said.request_id][0]) for said in answers)
     assert preempted > 0
-    decodes = [the(traces[said.request_id][0], "Decode") for said in answers if said.was_left]
-    assert sum(tree.tag(decode, ABORTED) is True for decode in decodes) > len(LEAVES) / 2
+    aborted = {
+        said.number
+        for said in answers
+        if tree.tag(the(traces[said.request_id][0], "Decode"), ABORTED) is True
+    }
+    # How many tokens the node is ahead of a client that leaves is the machine's affair.
+    assert aborted and aborted <= LEAVES
     for name in ("prefill", "decode"):
         assert stack.messages(name) == []
     stack.stop_service()
