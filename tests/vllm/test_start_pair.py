@@ -33,7 +33,7 @@ def five_ports() -> int:
 
 @contextmanager
 def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The script in a shell's folder, ended whatever happens."""
+    """The script in a folder, ended whatever happens."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "OMNITRACE"))}
     with (folder / "stderr").open("w") as stderr:
         process = subprocess.Popen(
@@ -55,14 +55,14 @@ def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Command lines that name the folder."""
+def at_work_in(folder: Path) -> list[str]:
+    """The processes there, by what they call themselves: vLLM's and nginx's drop their command
+    lines, but nobody leaves the folder that the script was started in."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if str(folder) in line:
-                found.append(line)
+            if (process / "cwd").readlink() == folder:
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
 
 
@@ -84,11 +84,20 @@ def test_what_it_says_to_ask_is_answered_and_what_it_says_to_convert_is_one_trac
         answer = subprocess.run(ask, capture_output=True, text=True, timeout=120, check=True).stdout
         assert answer.count('"delta"') > 1 and answer.rstrip().endswith("data: [DONE]"), answer
 
+        everybody = at_work_in(tmp_path)
+        for name in (
+            "start_pair.py",
+            "nginx: master",
+            "nginx: worker",
+            "kv_producer",
+            "kv_consumer",
+        ):
+            assert any(name in each for each in everybody), everybody
         script.send_signal(signal.SIGINT)
         rest = script.stdout.read()
         assert script.wait(90) == 0
         assert rest == "\nending all\n"
-    assert left_behind(tmp_path) == []
+    assert at_work_in(tmp_path) == []
 
     _, *arguments = said[-1].removeprefix("and then: ").split()
     command = [str(TARGET / "release" / "omnitrace"), *arguments]

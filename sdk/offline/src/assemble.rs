@@ -43,8 +43,7 @@ impl Bench {
     pub fn spans_with_rest(&mut self, request: &Request) -> Vec<Span> {
         let mut spans = self.spans(request);
         for loose in self.output.loose.drain(..) {
-            let at = nearest(&self.vocabulary, &spans, &loose);
-            if let Some(at) = at.filter(|_| has_phase(&self.vocabulary, &loose)) {
+            if let Some(at) = nearest(&self.vocabulary, &spans, &loose) {
                 let events = &mut spans[at].events;
                 let after = events.partition_point(|e| e.time <= loose.time);
                 let event = SpanEvent {
@@ -76,18 +75,6 @@ impl Bench {
         spans.sort_by_key(|s| (s.start, std::cmp::Reverse(s.end)));
         spans
     }
-}
-
-/// Whether the role that recorded an event could have made a phase of it.
-fn has_phase(vocabulary: &Vocabulary, event: &LooseEvent) -> bool {
-    let Some(action) = vocabulary.action_named(&event.action) else {
-        return true;
-    };
-    let role = vocabulary.role_named(&event.source.role);
-    let phases = &vocabulary.action(action).phases;
-    phases
-        .iter()
-        .any(|p| Some(vocabulary.phase(*p).role) == role)
 }
 
 /// Where an event of no span is best shown.
@@ -172,5 +159,101 @@ fn to_event<'a>(
         attributes,
         source: &event.source,
         carried: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use omnitrace::span::Source;
+
+    /// Actions of one request by time; each with its node and try.
+    fn events(actions: &[(u64, &str, &str, u16)]) -> String {
+        let vocabulary = Vocabulary::omni_vllm();
+        let event = |(time, action, node, occurrence): &(u64, &str, &str, u16)| {
+            let known = vocabulary.action_named(action).unwrap();
+            let role = vocabulary.role(vocabulary.action(known).roles[0]);
+            LoggedEvent {
+                action: (*action).into(),
+                time: *time,
+                source: Arc::new(Source {
+                    role: Arc::clone(&role.name),
+                    node: (*node).into(),
+                }),
+                occurrence: *occurrence,
+                extra: None,
+            }
+        };
+        let request = Request {
+            id: "r".into(),
+            events: actions.iter().map(event).collect(),
+        };
+        let mut shown = String::new();
+        for span in Bench::new(&vocabulary).spans_with_rest(&request) {
+            for event in &span.events {
+                let (name, node, start) = (&span.name, &span.source.node, span.start);
+                shown += &format!("{name} {node} {start}: {} {}\n", event.time, event.name);
+            }
+        }
+        shown
+    }
+
+    #[test]
+    fn what_makes_no_phase_is_shown_above_it_and_not_in_another_try() {
+        let preempted = [
+            (1, "Enter decode to generate", "d1", 0),
+            (2, "Start append running sequece for decode", "d1", 0),
+            (3, "Preempted", "d1", 0),
+            (4, "Resumed", "d1", 0),
+            (6, "Preempted", "d1", 1),
+            (9, "Finish decode pickle and start response", "d1", 0),
+        ];
+        assert_eq!(
+            events(&preempted),
+            "Send output in decode stage d1 2: 6 Preempted\n"
+        );
+    }
+
+    #[test]
+    fn it_is_shown_on_the_node_and_in_the_run_in_which_it_happened() {
+        let two_nodes = [
+            (1, "PD api server get request", "p1", 0),
+            (5, "Finish prefill pickle and start response", "p1", 0),
+            (2, "PD api server get request", "p2", 0),
+            (3, "Prefill done execute_model", "p2", 0),
+        ];
+        assert_eq!(
+            events(&two_nodes),
+            "Prefill p2 2: 3 Prefill done execute_model\n"
+        );
+        let sent_twice = [
+            (1, "Time received", "", 0),
+            (9, "Received all tokens", "", 0),
+            (21, "Time received", "", 0),
+            (22, "Enter state D scheduled", "", 0),
+            (29, "Received all tokens", "", 0),
+        ];
+        let expected = "Trace for Omni Proxy  21: 22 Enter state D scheduled\n";
+        assert_eq!(events(&sent_twice), expected);
+    }
+
+    #[test]
+    fn a_role_that_has_no_phase_for_an_action_shows_nothing_of_it() {
+        let vocabulary = Vocabulary::omni_vllm();
+        let event = LoggedEvent {
+            action: "try to schedule in waiting queue".into(),
+            time: 1,
+            source: Arc::new(Source {
+                role: "decode".into(),
+                node: "d1".into(),
+            }),
+            occurrence: 0,
+            extra: None,
+        };
+        let request = Request {
+            id: "r".into(),
+            events: vec![event],
+        };
+        assert_eq!(Bench::new(&vocabulary).spans_with_rest(&request), []);
     }
 }

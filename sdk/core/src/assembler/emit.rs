@@ -128,12 +128,13 @@ impl<S: Sink> Emitter<'_, S> {
                 self.emit(request, at, phase, occurrence);
             }
         }
-        let is_shown = request.visits.iter().any(Visit::has_made_spans);
-        if scope == Scope::Process || is_shown {
+        if scope == Scope::Process || request.visits.iter().any(Visit::has_made_spans) {
             return;
         }
         for at in 0..request.visits.len() {
-            if let Some(role) = request.visits[at].role {
+            let visit = &request.visits[at];
+            let role = visit.role.filter(|_| visit.has_parts(self.vocabulary));
+            if let Some(role) = role {
                 self.emit(request, at, self.vocabulary.role(role).entry, 0);
             }
         }

@@ -363,6 +363,18 @@ fn what_never_ended_is_shown_and_marked() {
 }
 
 #[test]
+fn what_never_ended_reaches_to_the_last_that_was_seen() {
+    let mut process = Process::new("decode", "10.0.0.3", Scope::Process);
+    process
+        .at(10, "Enter decode to generate")
+        .at(30, "Finish pull kv");
+    assert_eq!(
+        tree(&process.finish()),
+        "Decode 10–30 server omnitrace.incomplete=Bool(true)\n"
+    );
+}
+
+#[test]
 fn an_event_that_no_span_here_holds_is_handed_on() {
     let mut process = Process::new("prefill", "10.0.0.2", Scope::Process);
     process.at(33, "Prefill free kv blocks").at(34, "my own");

@@ -33,7 +33,8 @@ impl Visit {
         }
     }
 
-    /// What was recorded here, is part of no span, and has not been said yet.
+    /// What was recorded here, is part of no span, and has not been said yet. Who sees everything
+    /// is told of what should have been part of one.
     pub(in crate::assembler) fn loose(
         &self,
         vocabulary: &Vocabulary,
@@ -58,10 +59,7 @@ impl Visit {
                 .any(|p| self.is_made(*p, moment.occurrence));
             let said = match scope {
                 Scope::Process => action.offline_only,
-                // It was recorded for what it says of the phase.
-                Scope::Whole => {
-                    action.phases.is_empty() && self.is_made(action.span, moment.occurrence)
-                }
+                Scope::Whole => !self.is_part(vocabulary, moment.action),
             };
             if shown || action.event || said {
                 continue;

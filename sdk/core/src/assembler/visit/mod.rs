@@ -363,6 +363,19 @@ impl Visit {
         });
     }
 
+    /// Whether an action is an end of a phase of this role. Some are recorded for what they say of
+    /// a phase, some by a role that has no phase for them.
+    fn is_part(&self, vocabulary: &Vocabulary, action: ActionId) -> bool {
+        let mut phases = vocabulary.action(action).phases.iter();
+        phases.any(|phase| Some(vocabulary.phase(*phase).role) == self.role)
+    }
+
+    /// Whether there is anything here that a span should show.
+    pub(super) fn has_parts(&self, vocabulary: &Vocabulary) -> bool {
+        let mut own = self.moments.iter().filter(|m| !m.foreign);
+        !self.events.is_empty() || own.any(|m| self.is_part(vocabulary, m.action))
+    }
+
     /// Notes that a phase would end before it begins. False: it was noted.
     pub(super) fn note_refused(&mut self, phase: PhaseId, occurrence: u16) -> bool {
         let is_new = !self.refused.contains(&(phase, occurrence));
