@@ -62,10 +62,12 @@ class ErrorResponse:
 LINE = re.compile(r"<<<Action: ([^;]+); [^;]+; RequestID:chatcmpl-(\S+); Role:\S+(?: (\{.*\}))?$")
 
 
-def run(program: Program, code: str, *args: str, **variables: str | None) -> Result:
+def run(
+    program: Program, code: str, *args: str, before: str = "", **variables: str | None
+) -> Result:
     """Runs stages; nothing is said through `logging`, and no text of a user's is recorded."""
     result = program.run(
-        code, *args, before=STANDINS, **{"OMNITRACE_LEGACY_LOG": "always", **variables}
+        code, *args, before=STANDINS + before, **{"OMNITRACE_LEGACY_LOG": "always", **variables}
     )
     assert result.messages == []
     assert "secret" not in "".join(result.lines)

@@ -203,16 +203,19 @@ def action(
     request_id: str,
     attributes: Mapping[str, object] | None = None,
     occurrence: int = 0,
+    timestamp: int | None = None,
 ) -> None:
-    """Records that ``name`` happened to a request, now.
+    """Records that ``name`` happened to a request, now or at ``timestamp``.
 
     name: an action of the vocabulary; any other becomes an event on the
         request's SERVER span.
     request_id: in any form that vLLM makes of it.
     occurrence: of a phase that a request goes through more than once, which time
         this is, from 0 to 65535.
+    timestamp: nanoseconds since 1970, as `time.time_ns` has them.
 
-    Never raises and never waits.
+    Raises for an ``occurrence`` or a ``timestamp`` that is no such number (TypeError,
+    OverflowError), else never; never waits.
     """
 
 def extract(

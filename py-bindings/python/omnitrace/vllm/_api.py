@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
-from operator import attrgetter
+import secrets
+from collections.abc import Iterable
 from typing import Any
 
 from .. import _omnitrace as omnitrace
-from . import _carrier, _roles
+from . import _call, _carrier, _roles, _usage
 from ._actions import FINISHED, RECEIVED, SENT, TOKENIZED, TOKENS
 
 _MOST = 100_000
@@ -25,67 +24,31 @@ _CHOICE_OF = re.compile(r"\d+_((?:chat)?cmpl-.+)")
 _CHUNK = 'data: {"id"'
 _NO_CHOICE = '"choices":[]'
 
-_current: ContextVar[str] = ContextVar("omnitrace_request")
-"""The request that a task of the event loop is about."""
-
-
-class _Members:
-    """Members of an object, by OpenTelemetry's names; those that a version has."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-        self._there: tuple[str, ...] = ()
-        self._get: Callable[[Any], tuple[Any, ...]] | None = None
-
-    def of(self, what: Any) -> dict[str, Any]:
-        """What an object has of them."""
-        if self._get is not None:
-            try:
-                return dict(zip(self._there, self._get(what)))
-            except AttributeError:
-                # It is another class's.
-                pass
-        there = {name: member for name, member in self._names.items() if hasattr(what, member)}
-        # One more, that every object has: of a single one it makes no tuple.
-        self._there, self._get = tuple(there), attrgetter(*there.values(), "__class__")
-        return dict(zip(self._there, self._get(what)))
-
-
-# Of `RequestState`, for each prompt.
-_PROMPT = _Members(
-    {
-        "gen_ai.usage.input_tokens": "prompt_len",
-        "gen_ai.usage.cache_read.input_tokens": "num_cached_tokens",
-    }
-)
-# Of `FinishedRequestStats`.
-_CHOICE = _Members(
-    {
-        "gen_ai.usage.output_tokens": "num_generation_tokens",
-        "omnitrace.preemptions": "num_preemptions",
-        "gen_ai.latency.e2e": "e2e_latency",
-        "gen_ai.latency.time_in_queue": "queued_time",
-        "gen_ai.latency.time_in_model_prefill": "prefill_time",
-        "gen_ai.latency.time_in_model_decode": "decode_time",
-        "gen_ai.latency.time_in_model_inference": "inference_time",
-    }
-)
-# Of several prompts and choices these add up; of the others the last to finish says it.
-_SUMS = (
-    "gen_ai.usage.input_tokens",
-    "gen_ai.usage.cache_read.input_tokens",
-    "gen_ai.usage.output_tokens",
-    "omnitrace.preemptions",
-)
+_OPERATIONS = {"/chat/": "chat", "/responses": "chat", "/embed": "embeddings"}
+"""What a path says of its requests."""
 
 
 class _Open:
     """A request that has not been answered yet."""
 
-    __slots__ = ("attributes", "in_engine", "prompts", "role", "tokens")
+    __slots__ = (
+        "attributes",
+        "ends_with_engine",
+        "in_engine",
+        "is_answer_seen",
+        "prompts",
+        "request_id",
+        "role",
+        "tokens",
+    )
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, request_id: str, role: str, *, is_answer_seen: bool = True) -> None:
+        self.request_id = request_id
         self.role = role
+        self.is_answer_seen = is_answer_seen
+        """By hooks at its answer; else what is known of that is the engine's."""
+        self.ends_with_engine = role == _roles.PREFILL
+        """The engine's last output for it is its end."""
         self.in_engine: set[str] = set()
         """Requests to the engine that it is made of, one for each prompt and choice."""
         self.prompts: set[str] = set()
@@ -95,16 +58,47 @@ class _Open:
         self.tokens = 0
         """Chunks of the answer with tokens; not beyond those that are recorded."""
 
+    def ended_by(self, reason: str) -> None:
+        """One of the requests to the engine that it is made of has ended."""
+        self.attributes.setdefault("gen_ai.response.finish_reasons", []).append(reason)
+
 
 class Api:
     """What is known of the requests in this process."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
-        self._engines: dict[str, int] = {}
-        """Which engine has a request, by the id that it has there."""
+        self._in_engine: dict[str, _Open] = {}
+        """What the requests to the engine are parts of, by the id that each has there."""
         self.silent: dict[str, None] = {}
         """Those of which the engine has not said anything yet, by the same."""
+        self._model: str | None = None
+
+    def configured(self, vllm_config: Any) -> None:
+        """It is known what is served."""
+        of_model = getattr(vllm_config, "model_config", None)
+        self._model = getattr(of_model, "served_model_name", None)
+
+    def call_ends(self, scope: _call.Scope) -> None:
+        """A call of the HTTP server is answered."""
+        self._call_over(scope, None)
+
+    def call_fails(self, scope: _call.Scope, error: BaseException) -> None:
+        """A call of the HTTP server will not be answered."""
+        self._call_over(scope, error)
+
+    def _call_over(self, scope: _call.Scope, error: BaseException | None) -> None:
+        call = _call.ends(scope)
+        open = None if call is None else self._open.get(call.request_id or "")
+        if open is None or open.is_answer_seen:
+            return
+        if error is not None:
+            self.fails(open.request_id, error)
+        elif open.in_engine:
+            # It goes on without a client, or it is about to be given up.
+            open.ends_with_engine = True
+        else:
+            self.ends(open.request_id)
 
     def chat_received(self, request: Any, raw_request: Any) -> None:
         """A chat request, with its headers."""
@@ -123,10 +117,8 @@ class Api:
         # pydantic warns whoever asks it for max_tokens, and takes long to say that it has none.
         members = vars(request)
         role = _roles.of_parameters(members.get("kv_transfer_params"))
-        if len(self._open) >= _MOST:
-            _make_room(self._open)
-        self._open[request_id] = _Open(role)
-        _current.set(request_id)
+        _keep(self._open, request_id, _Open(request_id, role))
+        _call.enters(request_id)
         most = members.get("max_completion_tokens")
         attributes = {
             "gen_ai.operation.name": operation,
@@ -141,9 +133,12 @@ class Api:
 
     def tokenized(self) -> None:
         """The prompt of this task's request has become tokens."""
-        request_id = _current.get("")
-        if (open := self._open.get(request_id)) is not None:
-            omnitrace.action(TOKENIZED[open.role], request_id)
+        if (open := self._of_task()) is not None:
+            omnitrace.action(TOKENIZED[open.role], open.request_id)
+
+    def _of_task(self) -> _Open | None:
+        call = _call.current()
+        return None if call is None else self._open.get(call.request_id or "")
 
     def chat_answered(self, request: Any, raw_request: Any, result: Any) -> None:
         """The answer to a chat request, or what will stream it."""
@@ -168,76 +163,144 @@ class Api:
 
     def sent(self, request: Any) -> None:
         """A request leaves for the engine, where it has an id of its own."""
-        request_id = self._received_as(_external_id(request))
-        if (open := self._open.get(request_id)) is not None:
-            # Of several prompts the first.
-            if not open.in_engine and not open.prompts:
-                omnitrace.action(SENT[open.role], request_id)
-            open.in_engine.add(request.request_id)
-        if len(self.silent) >= _MOST:
-            _make_room(self.silent)
-        self.silent[request.request_id] = None
-        _carrier.put(request, request_id)
+        engine_id = request.request_id
+        if engine_id in self._in_engine:
+            # A client that is made of another passes it on.
+            return
+        open = self._known(request) or self._of_task() or self._received_otherwise(request)
+        # Of several prompts the first.
+        if not open.in_engine and not open.prompts:
+            omnitrace.action(SENT[open.role], open.request_id)
+        open.in_engine.add(engine_id)
+        _keep(self._in_engine, engine_id, open)
+        _keep(self.silent, engine_id, None)
+        _carrier.put(request, open.request_id)
+
+    def _received_otherwise(self, request: Any) -> _Open:
+        """A request that no hook has seen before it goes to the engine: the whole of an HTTP call
+        to any of the other paths, or one of a program that uses the engine by itself."""
+        call = _call.current() or _call.Call()
+        is_call = call.is_new
+        request_id = _carrier.request_id(call.headers) if is_call else None
+        if not request_id:
+            request_id = _external_id(request)
+            if request_id.isdigit():
+                # Counted, from the start of each process.
+                request_id += f"-{secrets.token_hex(8)}"
+        omnitrace.extract(call.headers, request_id)
+        open = _Open(request_id, _roles.of_request(request), is_answer_seen=False)
+        _keep(self._open, request_id, open)
+        if is_call:
+            call.request_id = request_id
+        else:
+            open.ends_with_engine = True
+        parameters = getattr(request, "sampling_params", None)
+        attributes = {
+            "url.path": call.path,
+            "gen_ai.operation.name": _operation(call.path),
+            "gen_ai.request.model": self._model,
+            "gen_ai.request.max_tokens": getattr(parameters, "max_tokens", None),
+            "gen_ai.request.temperature": getattr(parameters, "temperature", None),
+            "gen_ai.request.top_p": getattr(parameters, "top_p", None),
+        }
+        received = call.received if is_call else None
+        omnitrace.action(RECEIVED[open.role], request_id, attributes, timestamp=received)
+        return open
 
     def outputs(self, outputs: Iterable[Any]) -> None:
         """Outputs of the engine have come; the first of a request has its trace with it."""
         silent = self.silent
         for output in outputs:
             if output.request_id in silent:
-                request_id = output.request_id
-                del silent[request_id]
-                if (rank := _carrier.take(output, request_id)) is not None:
-                    if len(self._engines) >= _MOST:
-                        _make_room(self._engines)
-                    self._engines[request_id] = rank
+                self._speaks(output)
+
+    def _speaks(self, output: Any) -> None:
+        engine_id = output.request_id
+        del self.silent[engine_id]
+        rank = _carrier.take(output, engine_id)
+        open = self._in_engine.get(engine_id)
+        if open is None:
+            return
+        if rank is not None:
+            open.attributes["omnitrace.engine.rank"] = rank
+        if open.is_answer_seen or open.tokens or open.role == _roles.PREFILL:
+            return
+        if getattr(output, "new_token_ids", None):
+            omnitrace.action(TOKENS[0], open.request_id)
+            open.tokens = 1
 
     def finished(self, state: Any, reason: Any, statistics: Any) -> None:
         """The engine is done with a request: what it has taken."""
-        engine = self._engines.pop(state.request_id, None)
-        self.silent.pop(state.request_id, None)
-        prompt = _external_id(state)
-        request_id = self._received_as(prompt)
-        open = self._open.get(request_id)
+        open = self._part_of(state)
+        self._forget(state.request_id)
         if open is None:
             return
         attributes, said = open.attributes, {}
-        if engine is not None:
-            attributes["omnitrace.engine.rank"] = engine
         if reason is not None:
-            attributes.setdefault("gen_ai.response.finish_reasons", []).append(str(reason))
+            open.ended_by(str(reason))
         is_first = not open.prompts
+        prompt = _external_id(state)
         if prompt not in open.prompts:
             # All its choices have read it once.
             open.prompts.add(prompt)
-            said = _PROMPT.of(state)
+            said = _usage.PROMPT.of(state)
         if done := getattr(statistics, "finished_requests", None):
-            said.update(_CHOICE.of(done[-1]))
+            said.update(_usage.CHOICE.of(done[-1]))
         if not is_first:
-            _add_up(attributes, said)
+            _usage.add_up(attributes, said)
         attributes.update(said)
-        open.in_engine.discard(state.request_id)
-        if open.role == _roles.PREFILL and not open.in_engine:
-            self.ends(request_id)
+        self._leaves_engine(open, state.request_id)
+
+    def aborted(self, request_ids: Iterable[str]) -> None:
+        """Nobody wants these of the requests to the engine any more."""
+        for engine_id in request_ids:
+            open = self._in_engine.get(engine_id)
+            if open is not None and not open.is_answer_seen:
+                self._forget(engine_id)
+                open.attributes["omnitrace.aborted"] = True
+                open.ended_by("abort")
+                self._leaves_engine(open, engine_id)
+
+    def engine_fails(self, error: BaseException) -> None:
+        """The engine will not say anything any more."""
+        for engine_id, open in list(self._in_engine.items()):
+            if not open.is_answer_seen:
+                self._forget(engine_id)
+                open.attributes["error.type"] = type(error).__qualname__
+                self._leaves_engine(open, engine_id)
+
+    def _leaves_engine(self, open: _Open, engine_id: str) -> None:
+        open.in_engine.discard(engine_id)
+        if open.ends_with_engine and not open.in_engine:
+            self.ends(open.request_id)
+
+    def _forget(self, engine_id: str) -> None:
+        self._in_engine.pop(engine_id, None)
+        self.silent.pop(engine_id, None)
 
     def request_of(self, state: Any) -> tuple[str, str] | None:
         """Id and role of the request that a request to the engine is part of."""
-        request_id = self._received_as(_external_id(state))
-        open = self._open.get(request_id)
-        return None if open is None else (request_id, open.role)
+        open = self._part_of(state)
+        return None if open is None else (open.request_id, open.role)
 
-    def _received_as(self, request_id: str) -> str:
-        """The id of the request that a request to the engine is part of."""
-        if request_id not in self._open and (prompt := _PROMPT_OF.fullmatch(request_id)):
-            return prompt[1]
-        return request_id
+    def _part_of(self, state: Any) -> _Open | None:
+        return self._in_engine.get(state.request_id) or self._known(state)
+
+    def _known(self, request: Any) -> _Open | None:
+        """The request that one to the engine is part of by its id."""
+        request_id = _external_id(request)
+        open = self._open.get(request_id)
+        if open is None and (prompt := _PROMPT_OF.fullmatch(request_id)):
+            return self._open.get(prompt[1])
+        return open
 
     def begins(self, request_id: str) -> None:
         """The answer is going to be streamed, by another task than took the request."""
-        _current.set(request_id)
+        _call.enters(request_id)
 
     def breaks(self, error: str) -> None:
         """The answer that this task streams is to end with an error, as JSON."""
-        if (open := self._open.get(_current.get(""))) is not None:
+        if (open := self._of_task()) is not None:
             open.attributes["error.type"] = str(json.loads(error)["error"]["type"])
 
     def streams(self, request_id: str, chunk: str) -> None:
@@ -270,13 +333,19 @@ class Api:
             return
         for in_engine in open.in_engine:
             # Its client has not waited for the engine.
-            self._engines.pop(in_engine, None)
-            self.silent.pop(in_engine, None)
+            self._forget(in_engine)
         omnitrace.action(FINISHED[open.role], request_id, {**open.attributes, **attributes})
 
 
-def _make_room(requests: dict[str, Any]) -> None:
-    requests.pop(next(iter(requests)))
+def _keep(requests: dict[str, Any], request_id: str, what: Any) -> None:
+    if len(requests) >= _MOST:
+        requests.pop(next(iter(requests)))
+    requests[request_id] = what
+
+
+def _operation(path: str | None) -> str | None:
+    known = (operation for part, operation in _OPERATIONS.items() if part in (path or ""))
+    return next(known, None)
 
 
 def _id(prefix: str, request: Any, headers: _carrier.Headers) -> str | None:
@@ -299,9 +368,3 @@ def _error(result: Any) -> str | None:
         return None
     error = getattr(result, "error", result)
     return str(getattr(error, "type", None) or "ErrorResponse")
-
-
-def _add_up(before: Mapping[str, Any], said: dict[str, Any]) -> None:
-    for name in _SUMS:
-        if (value := before.get(name)) is not None:
-            said[name] = value + (said.get(name) or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
-from . import _ends, _roles
+from . import _call, _ends, _roles
 from ._api import Api
 from ._engine import Engine
 from ._native import Native
@@ -25,6 +25,10 @@ WHEN: Mapping[str, Sized] = {
 
 STAGES: Mapping[str, Callable[..., Any]] = {
     "learn role": _roles.learn,
+    "learn model": _api.configured,
+    "call begins": _call.begins,
+    "call ends": _api.call_ends,
+    "call fails": _api.call_fails,
     "chat received": _api.chat_received,
     "request tokenized": _api.tokenized,
     "chat answered": _api.chat_answered,
@@ -33,6 +37,8 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "request sent": _api.sent,
     "outputs received": _api.outputs,
     "request finished": _api.finished,
+    "requests aborted": _api.aborted,
+    "engine fails": _api.engine_fails,
     "answer begins": _api.begins,
     "answer breaks": _api.breaks,
     "answer streams": _api.streams,

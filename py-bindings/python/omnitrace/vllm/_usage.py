@@ -1,0 +1,64 @@
+"""What the engine says that a request has taken, as attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+
+class Members:
+    """Members of an object, by OpenTelemetry's names; those that a version has."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self._there: tuple[str, ...] = ()
+        self._get: Callable[[Any], tuple[Any, ...]] | None = None
+
+    def of(self, what: Any) -> dict[str, Any]:
+        """What an object has of them."""
+        if self._get is not None:
+            try:
+                return dict(zip(self._there, self._get(what)))
+            except AttributeError:
+                # It is another class's.
+                pass
+        there = {name: member for name, member in self._names.items() if hasattr(what, member)}
+        # One more, that every object has: of a single one it makes no tuple.
+        self._there, self._get = tuple(there), attrgetter(*there.values(), "__class__")
+        return dict(zip(self._there, self._get(what)))
+
+
+# Of `RequestState`, for each prompt.
+PROMPT = Members(
+    {
+        "gen_ai.usage.input_tokens": "prompt_len",
+        "gen_ai.usage.cache_read.input_tokens": "num_cached_tokens",
+    }
+)
+# Of `FinishedRequestStats`.
+CHOICE = Members(
+    {
+        "gen_ai.usage.output_tokens": "num_generation_tokens",
+        "omnitrace.preemptions": "num_preemptions",
+        "gen_ai.latency.e2e": "e2e_latency",
+        "gen_ai.latency.time_in_queue": "queued_time",
+        "gen_ai.latency.time_in_model_prefill": "prefill_time",
+        "gen_ai.latency.time_in_model_decode": "decode_time",
+        "gen_ai.latency.time_in_model_inference": "inference_time",
+    }
+)
+# Of several prompts and choices these add up; of the others the last to finish says it.
+_SUMS = (
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.output_tokens",
+    "omnitrace.preemptions",
+)
+
+
+def add_up(before: Mapping[str, Any], said: dict[str, Any]) -> None:
+    """Adds to what the engine says of a part of a request what it has said of others."""
+    for name in _SUMS:
+        if (value := before.get(name)) is not None:
+            said[name] = value + (said.get(name) or 0)
