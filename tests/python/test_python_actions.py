@@ -268,6 +268,29 @@ def test_an_action_that_no_vocabulary_knows_is_an_event_of_the_server_span(
     assert prefill.start <= event.time <= prefill.end
 
 
+def test_a_moment_that_is_over_is_recorded_at_its_time(program: Program, sink: Sink) -> None:
+    result = program.run(
+        """
+        began = time.time_ns() - 5_000_000_000
+        action("PD api server get request", "r", timestamp=began)
+        action("KV cache found", "r", None, 0, began + 7)
+        action("Finish prefill pickle and start response", "r", timestamp=None)
+        say([began, time.time_ns()])
+        for wrong in "now", 1.5, -1, 1 << 64:
+            try:
+                action("KV cache lost", "r", timestamp=wrong)
+            except (TypeError, OverflowError) as error:
+                say(type(error).__name__)
+        """,
+        ROLE="prefill",
+    )
+    (began, now), *errors = result.said
+    [prefill] = sink.spans
+    assert prefill.start == began and began + 5_000_000_000 <= prefill.end <= now
+    assert [(event.name, event.time) for event in prefill.events] == [("KV cache found", began + 7)]
+    assert errors == ["TypeError", "TypeError", "OverflowError", "OverflowError"]
+
+
 def test_of_repeated_actions_the_first_counts(program: Program, sink: Sink) -> None:
     result = program.run(
         """

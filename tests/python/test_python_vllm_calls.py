@@ -319,6 +319,35 @@ def test_a_program_that_uses_the_engine_by_itself_has_its_requests_traced(
     assert len({s.trace_id for s in sink.spans}) == 4
 
 
+def test_the_headers_that_a_program_gives_with_a_request_are_that_requests(
+    program: Program, sink: Sink
+) -> None:
+    run(
+        program,
+        """
+        api = Api()
+        headers = {"traceparent": sys.argv[1], "x-request-id": "another's"}
+        async def all_of_them():
+            for name, given in ("theirs", headers), ("own", None):
+                _call.carries(given)
+                send(api, name)
+                finish(api, name)
+            async def handle():
+                # vLLM's server has taken these from the call's own.
+                _call.carries(headers)
+                send(api, "called")
+                finish(api, "called")
+            await call(api, scope(), handle)
+        asyncio.run(all_of_them())
+        """,
+        TRACEPARENT,
+    )
+    traces = {s.attributes["gen_ai.request.id"]: s.trace_id for s in sink.spans}
+    caller = TRACEPARENT.split("-")[1]
+    assert set(traces) == {"theirs", "own", "called"} and traces["theirs"] == caller
+    assert caller not in (traces["own"], traces["called"])
+
+
 def test_a_prefill_nodes_requests_of_any_path_are_prefills(program: Program, sink: Sink) -> None:
     run(
         program,

@@ -46,6 +46,11 @@ class Step(SimpleNamespace):
         )
 
 
+class ServerErrorMiddleware:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+
 class OpenAIServingChat:
     async def create_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
         return request.answer
@@ -57,8 +62,18 @@ class OpenAIServingChat:
             yield item
 
 
+class AsyncLLM:
+    async def add_request(self, request_id: str, trace_headers: Any = None) -> None:
+        pass
+
+
 class AsyncMPClient:
     async def add_request_async(self, request: Any) -> None:
+        pass
+
+
+class SyncMPClient:
+    def add_request(self, request: Any) -> None:
         pass
 
 
@@ -69,6 +84,12 @@ class OutputProcessor:
     def _update_stats_from_finished(
         self, req_state: Any, finish_reason: Any, iteration_stats: Any
     ) -> None:
+        pass
+
+    def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
+        return []
+
+    def propagate_error(self, e: Exception) -> None:
         pass
 
 
@@ -119,20 +140,23 @@ class Worker:
 
 
 _MODULES = {
-    "vllm.entrypoints.openai.chat_completion.serving": OpenAIServingChat,
-    "vllm.v1.engine.core_client": AsyncMPClient,
-    "vllm.v1.engine.output_processor": OutputProcessor,
-    "vllm.v1.engine.core": EngineCore,
-    "vllm.v1.core.sched.scheduler": Scheduler,
-    "vllm.v1.core.kv_cache_manager": KVCacheManager,
-    "vllm.v1.executor.multiproc_executor": MultiprocExecutor,
-    "vllm.v1.worker.gpu_worker": Worker,
+    "starlette.middleware.errors": (ServerErrorMiddleware,),
+    "vllm.entrypoints.openai.chat_completion.serving": (OpenAIServingChat,),
+    "vllm.v1.engine.async_llm": (AsyncLLM,),
+    "vllm.v1.engine.core_client": (AsyncMPClient, SyncMPClient),
+    "vllm.v1.engine.output_processor": (OutputProcessor,),
+    "vllm.v1.engine.core": (EngineCore,),
+    "vllm.v1.core.sched.scheduler": (Scheduler,),
+    "vllm.v1.core.kv_cache_manager": (KVCacheManager,),
+    "vllm.v1.executor.multiproc_executor": (MultiprocExecutor,),
+    "vllm.v1.worker.gpu_worker": (Worker,),
 }
 
 
 def load() -> None:
     """Puts them where the plugin looks for vLLM's own."""
-    for name, cls in _MODULES.items():
+    for name, classes in _MODULES.items():
         module = ModuleType(name)
-        setattr(module, cls.__name__, cls)
+        for cls in classes:
+            setattr(module, cls.__name__, cls)
         sys.modules[name] = module

@@ -210,9 +210,15 @@ def _receive(chats: Iterable[tuple[Any, Any]]) -> None:
     _await(hollow.OpenAIServingChat().create_chat_completion, list(chats))
 
 
+def _received() -> list[Request]:
+    """What chats will ask of the engine."""
+    _receive(_chats())
+    return list(_known)
+
+
 def _sent() -> list[Request]:
     """Requests that carry their traces to the engine."""
-    requests = _requests()
+    requests = _received()
     _await(hollow.AsyncMPClient.add_request_async, _each(requests))
     return requests
 
@@ -228,6 +234,12 @@ def _each(requests: Iterable[Request]) -> Arguments:
 
 
 def _of_api() -> list[Case]:
+    def called() -> Arguments:
+        return [(None, raw.scope, None, None) for _, raw in _chats()]
+
+    def added() -> Arguments:
+        return [(None, request.external_req_id) for request in _received()]
+
     def answered() -> Arguments:
         return [(None, *chat) for chat in _chats()]
 
@@ -241,23 +253,25 @@ def _of_api() -> list[Case]:
         ]
 
     def finished() -> Arguments:
-        _receive(_chats())
+        requests = _sent()
         names = ("e2e_latency", "queued_time", "prefill_time", "decode_time", "inference_time")
         done = SimpleNamespace(
             num_generation_tokens=20, num_preemptions=0, **dict.fromkeys(names, 1.0)
         )
         said = SimpleNamespace(finished_requests=[done])
-        return [(None, request, "length", said) for request in _known]
+        return [(None, request, "length", said) for request in requests]
 
     def outputs(silent: int) -> Arguments:
         _await(client.add_request_async, _each(_requests(silent)))
         ids = [request.request_id for request in _requests(BATCH)]
         return [(None, Outputs(ids).outputs)] * CALLS
 
+    call = hollow.ServerErrorMiddleware.__call__
     chat, client = hollow.OpenAIServingChat, hollow.AsyncMPClient
     process = hollow.OutputProcessor.process_outputs
     done = hollow.OutputProcessor._update_stats_from_finished
     return [
+        Case("ServerErrorMiddleware.__call__, an HTTP call", call, called, _await),
         Case("create_chat_completion", chat.create_chat_completion, answered, _await),
         Case(
             f"chat_completion_stream_generator, one of {ITEMS} items",
@@ -266,7 +280,14 @@ def _of_api() -> list[Case]:
             _iterate,
             per=ITEMS,
         ),
-        Case("add_request_async", client.add_request_async, lambda: _each(_requests()), _await),
+        Case("AsyncLLM.add_request", hollow.AsyncLLM.add_request, added, _await),
+        Case("add_request_async", client.add_request_async, lambda: _each(_received()), _await),
+        Case(
+            "add_request_async, of no chat",
+            client.add_request_async,
+            lambda: _each(_requests()),
+            _await,
+        ),
         Case(f"process_outputs, {BATCH} outputs", process, lambda: outputs(0), _call),
         Case(
             f"process_outputs, {BATCH} outputs, others are awaited",

@@ -113,7 +113,22 @@ class Vllm(Stack):
         """Starts one `vllm serve`; `core` is where it computes."""
         binaries = ROOT / self.version / "bin"
         program = [str(binaries / "vllm"), "serve", str(ROOT / "model"), "--port", str(port)]
-        variables = {
+        variables = {**self.variables(core, name in self.workers), **(environment or {})}
+        self._start(
+            name, [*program, *COMMON, "--served-model-name", "standin", *options], variables
+        )
+
+    def run(self, program: Path, *, in_process: bool) -> int:
+        """Runs a program that uses vLLM by itself: its exit status."""
+        python = ROOT / self.version / "bin" / "python"
+        command = [str(python), str(program), str(ROOT / "model")]
+        self._start("program", command, self.variables(core=0, has_worker=not in_process))
+        return self.parts["program"].process.wait(START_TIMEOUT)
+
+    def variables(self, core: int, has_worker: bool) -> dict[str, str]:
+        """A process of vLLM's environment; `core` is where it computes."""
+        binaries = ROOT / self.version / "bin"
+        return {
             **{k: v for k, v in self._environment().items() if k != "PYTHONPATH"},
             # Two cores have a lot to do.
             "OTEL_BSP_EXPORT_TIMEOUT": "30000",
@@ -125,14 +140,10 @@ class Vllm(Stack):
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": str(core),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if name in self.workers else "0",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if has_worker else "0",
             "OMP_NUM_THREADS": "1",
-            **(environment or {}),
             **self.environment,
         }
-        self._start(
-            name, [*program, *COMMON, "--served-model-name", "standin", *options], variables
-        )
 
     def wait_for_node(self, name: str, port: int) -> None:
         """Until it answers."""

@@ -4,7 +4,7 @@ engine is asked for is in no argument of a hook connected with it."""
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +17,7 @@ Scope = MutableMapping[str, Any]
 class Call:
     """A call: most are no requests to the engine, some need it several times."""
 
-    __slots__ = ("headers", "path", "received", "request_id", "scope")
+    __slots__ = ("headers", "is_programs", "path", "received", "request_id", "scope")
 
     def __init__(self, request_id: str | None = None, scope: Scope | None = None) -> None:
         self.request_id = request_id
@@ -27,6 +27,8 @@ class Call:
         self.received = time.time_ns()
         self.headers: Headers = [] if scope is None else scope["headers"]
         self.path: str | None = None if scope is None else scope.get("path")
+        self.is_programs = False
+        """A program's, not the server's: it has said whose its request is."""
 
     @property
     def is_new(self) -> bool:
@@ -67,3 +69,17 @@ def enters(request_id: str) -> None:
         _current.set(Call(request_id))
     else:
         call.request_id = request_id
+
+
+def carries(headers: Mapping[str, str] | None) -> None:
+    """A request is about to be given to the engine, with what vLLM drops unless it traces."""
+    call = current()
+    if call is not None and not call.is_programs:
+        return
+    if headers:
+        call = Call()
+        call.headers = headers
+        call.is_programs = True
+        _current.set(call)
+    elif call is not None:
+        _current.set(None)

@@ -34,6 +34,7 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "chat answered": _api.chat_answered,
     "completion received": _api.completion_received,
     "completion answered": _api.completion_answered,
+    "request carries": _call.carries,
     "request sent": _api.sent,
     "outputs received": _api.outputs,
     "request finished": _api.finished,
