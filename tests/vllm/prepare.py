@@ -15,16 +15,49 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = REPOSITORY / "target" / "vllm"
+_OLD = "transformers==4.53.3"
+_NOT_NEW = "transformers==4.57.6"
+
+
+def _torch(version: str, vision: str, *more: str) -> tuple[str, ...]:
+    return (f"torch=={version}", f"torchvision=={vision}", f"torchaudio=={version}", *more)
+
+
+_TORCH_2_6 = _torch("2.6.0", "0.21.0")
+_TORCH_2_7 = _torch("2.7.0", "0.22.0", "triton==3.3.0")
+_TORCH_2_8 = _torch("2.8.0", "0.23.0", "triton==3.4.0")
+_TORCH_2_9 = _torch("2.9.1", "0.24.1")
+_TORCH_2_10 = _torch("2.10.0", "0.25.0")
+_TORCH_2_11 = _torch("2.11.0", "0.26.0")
+# It has no torchaudio any more.
+_TORCH_2_13 = ("torch==2.13.0", "torchvision==0.28.0")
 PACKAGES = {
-    "0.9.2": ("torch==2.6.0", "torchvision==0.21.0", "torchaudio==2.6.0", "transformers==4.53.3"),
-    "0.16.0": (
-        "torch==2.10.0",
-        "torchvision==0.25.0",
-        "torchaudio==2.10.0",
-        "transformers==4.57.6",
-    ),
-    "0.23.0": ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"),
-    "0.32.0": ("torch==2.13.0", "torchvision==0.28.0"),
+    "0.9.1": (*_TORCH_2_7, _OLD),
+    "0.9.2": (*_TORCH_2_6, _OLD),
+    "0.10.0": (*_TORCH_2_6, "transformers==4.55.4"),
+    "0.10.2": (*_TORCH_2_6, "transformers==4.55.4"),
+    "0.11.0": (*_TORCH_2_8, _NOT_NEW),
+    "0.12.0": (*_TORCH_2_9, _NOT_NEW),
+    "0.13.0": (*_TORCH_2_9, _NOT_NEW),
+    "0.14.1": (*_TORCH_2_9, _NOT_NEW),
+    "0.15.1": (*_TORCH_2_10, _NOT_NEW),
+    "0.16.0": (*_TORCH_2_10, _NOT_NEW),
+    "0.17.1": (*_TORCH_2_10, _NOT_NEW),
+    "0.18.1": (*_TORCH_2_10, _NOT_NEW),
+    "0.19.1": _TORCH_2_10,
+    "0.20.2": _TORCH_2_11,
+    "0.21.0": _TORCH_2_11,
+    "0.22.1": _TORCH_2_11,
+    "0.23.0": _TORCH_2_11,
+    "0.24.0": _TORCH_2_11,
+    "0.25.1": _TORCH_2_11,
+    "0.26.0": _TORCH_2_11,
+    "0.27.1": _TORCH_2_13,
+    "0.28.0": _TORCH_2_13,
+    "0.29.0": _TORCH_2_13,
+    "0.30.0": _TORCH_2_13,
+    "0.31.0": _TORCH_2_13,
+    "0.32.0": _TORCH_2_13,
 }
 """What each version needs beside itself. It pins builds of torch that PyPI does not have, and
 allows versions of transformers that are younger than itself and that it does not run with."""
@@ -35,8 +68,10 @@ _UV = (sys.executable, "-m", "uv")
 
 def main() -> None:
     """Installs what is not there yet, and in any case the wheel."""
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     wheel, *versions = sys.argv[1:]
-    for version in versions or list(PACKAGES):
+    for version in versions:
         if version not in PACKAGES:
             raise SystemExit(f"{version} is not in PACKAGES: say what it needs beside itself")
         environment = ROOT / version
