@@ -75,6 +75,45 @@ def test_lines_may_end_as_the_standard_allows(answered: Answered) -> None:
     assert answered(stream([body])) == (body, streamed(4, {"input": 7, "output": 4}))
 
 
+def events(*named: tuple[str, object]) -> bytes:
+    return b"".join(f"event: {n}\ndata: {json.dumps(data)}\n\n".encode() for n, data in named)
+
+
+TEXT = {"type": "output_text", "text": "where does"}
+ITEM = {"type": "message", "content": [TEXT]}
+COUNTS = {"input_tokens": 21, "output_tokens": 2}
+RESPONSE = events(
+    ("response.created", {"response": {"output": [], "text": None, "usage": None}}),
+    ("response.output_item.added", {"item": {**ITEM, "content": []}}),
+    ("response.content_part.added", {"part": {**TEXT, "text": ""}}),
+    ("response.output_text.delta", {"delta": "where", "sequence_number": 4}),
+    ("response.output_text.delta", {"delta": " does", "sequence_number": 5}),
+    # All that follows says it once more.
+    ("response.output_text.done", {"text": TEXT["text"]}),
+    ("response.content_part.done", {"part": TEXT}),
+    ("response.output_item.done", {"item": ITEM}),
+    ("response.completed", {"response": {"output": [ITEM], "usage": COUNTS}}),
+)
+MESSAGE = events(
+    ("message_start", {"message": {"content": [], "usage": {**COUNTS, "output_tokens": 0}}}),
+    ("content_block_start", {"content_block": {"type": "text", "text": ""}}),
+    ("content_block_delta", {"delta": {"type": "thinking_delta", "thinking": "where"}}),
+    ("content_block_delta", {"delta": {"type": "text_delta", "text": " does"}}),
+    ("message_delta", {"delta": {"stop_reason": "max_tokens"}, "usage": COUNTS}),
+    ("message_stop", {"type": "message_stop"}),
+)
+
+
+@pytest.mark.parametrize("body", [RESPONSE, MESSAGE], ids=["response", "message"])
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_tokens_of_responses_and_of_messages_are_found(
+    body: bytes, size: int, answered: Answered
+) -> None:
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    # In one piece they are written at once.
+    assert answered(stream(pieces)) == (body, streamed(2, {"input": 21, "output": 2}))
+
+
 def test_an_answer_without_content_has_no_tokens(answered: Answered) -> None:
     body = ROLE + b": only a comment\n\n" + DONE
     assert answered(stream([body])) == (body, streamed(0))

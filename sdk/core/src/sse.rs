@@ -1,20 +1,26 @@
 //! Finds the tokens in a streamed answer: server-sent events with content.
 //!
 //! A token is an event whose JSON has a non-empty text under one of a few keys: not a
-//! read, not the role chunk, not a comment, not the usage chunk, not `[DONE]`. The scanner keeps
-//! constant memory and finds the same however the bytes are split.
+//! read, not the role chunk, not a comment, not the usage chunk, not `[DONE]`. It is so in chats,
+//! completions, messages (Anthropic's) and responses; the last also repeat what they have said, in
+//! events that their names tell apart. The scanner keeps constant memory and finds the same however
+//! the bytes are split.
 //!
 //! ```text
 //!  bytes ─► lines ─► data of an event ─► members whose key matters     (Scanner, Members)
+//!             └────► its name                                          (Name)
 //! ```
 
 mod members;
+mod name;
 
 use memchr::memchr2;
 
 use members::Members;
+use name::Name;
 
 const DATA: &[u8] = b"data:";
+const EVENT: &[u8] = b"event:";
 const DONE: &[u8] = b"[DONE]";
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -28,6 +34,8 @@ pub struct Scanner {
     after_return: bool,
     /// Bytes of `[DONE]` that the line's data has been so far, if it has been nothing else.
     done_matched: Option<u8>,
+    /// Of the event.
+    name: Name,
     members: Members,
     tokens: u64,
     done: bool,
@@ -49,9 +57,13 @@ enum Line {
     Mark(u8),
     /// This many bytes of `data:` have matched.
     Field(u8),
+    /// This many bytes of `event:` have.
+    NameField(u8),
     /// After `data:`.
     Data,
-    /// In a line that is not data.
+    /// After `event:`.
+    Name,
+    /// In any other line.
     Other,
 }
 
@@ -90,6 +102,7 @@ impl Scanner {
                 && let Some(after) = self.known_event(rest)
             {
                 self.tokens += 1;
+                self.name.clear();
                 rest = after;
                 continue;
             }
@@ -136,6 +149,7 @@ impl Scanner {
         self.members
             .known_token(bytes.strip_prefix(DATA)?)?
             .strip_prefix(b"\n\n")
+            .filter(|_| self.name.may_be_tokens())
     }
 
     /// Some bytes of a line, without its end.
@@ -156,10 +170,31 @@ impl Scanner {
             self.line = match now {
                 Match::Partial(matched) => Line::Field(matched),
                 Match::Whole => Line::Data,
+                // No other field begins as it does.
+                Match::Not if matched == 0 => Line::NameField(0),
                 Match::Not => Line::Other,
             };
             self.done_matched = Some(0);
+            part = if self.line == Line::NameField(0) {
+                part
+            } else {
+                rest
+            };
+        }
+        if let Line::NameField(matched) = self.line {
+            let (now, rest) = continued(EVENT, matched, part);
+            self.line = match now {
+                Match::Partial(matched) => Line::NameField(matched),
+                Match::Whole => Line::Name,
+                Match::Not => Line::Other,
+            };
+            if now == Match::Whole {
+                self.name.clear();
+            }
             part = rest;
+        }
+        if self.line == Line::Name {
+            self.name.extend(part);
         }
         if self.line == Line::Data {
             self.match_done(part);
@@ -183,8 +218,10 @@ impl Scanner {
         match self.line {
             // An empty line ends the event.
             Line::Field(0) | Line::Mark(0) => {
-                self.tokens += u64::from(self.members.has_content);
+                self.tokens += u64::from(self.members.has_content && self.name.may_be_tokens());
+                self.members.has_error |= self.name.is_error();
                 self.members.begin();
+                self.name.clear();
             }
             Line::Data => {
                 self.done |= self.done_matched.map(usize::from) == Some(DONE.len());
@@ -274,6 +311,101 @@ mod tests {
         assert_eq!(scanner.feed(body), 0);
         let (input, output) = (Some(4), Some(5));
         assert_eq!(scanner.usage(), Usage { input, output });
+    }
+
+    #[test]
+    fn what_a_response_repeats_is_no_token() {
+        let response = r#"{"status":"completed","output":[{"type":"message","content":[{"type":"output_text","text":"ab"}]}],"usage":{"input_tokens":21,"output_tokens":2}}"#;
+        let events = [
+            (
+                "created",
+                r#"{"response":{"error":null,"output":[],"text":{"format":{"type":"text"}}}}"#
+                    .to_owned(),
+            ),
+            (
+                "output_item.added",
+                r#"{"item":{"content":[],"role":"assistant"}}"#.to_owned(),
+            ),
+            (
+                "content_part.added",
+                r#"{"part":{"text":"","type":"output_text"}}"#.to_owned(),
+            ),
+            (
+                "output_text.delta",
+                r#"{"content_index":0,"delta":"a","sequence_number":4}"#.to_owned(),
+            ),
+            (
+                "output_text.delta",
+                r#"{"content_index":0,"delta":"b","sequence_number":5}"#.to_owned(),
+            ),
+            (
+                "output_text.delta",
+                r#"{"content_index":0,"delta":"","sequence_number":6}"#.to_owned(),
+            ),
+            ("output_text.done", r#"{"text":"ab"}"#.to_owned()),
+            ("content_part.done", r#"{"part":{"text":"ab"}}"#.to_owned()),
+            ("completed", format!(r#"{{"response":{response}}}"#)),
+        ];
+        let mut scanner = Scanner::new();
+        let found: Vec<u64> = events
+            .iter()
+            .map(|(name, data)| {
+                scanner.feed(format!("event: response.{name}\ndata: {data}\n\n").as_bytes())
+            })
+            .collect();
+        assert_eq!(found, [0, 0, 0, 1, 1, 0, 0, 0, 0]);
+        let (input, output) = (Some(21), Some(2));
+        assert_eq!(scanner.usage(), Usage { input, output });
+        // The next event has another name, or none.
+        assert_eq!(scanner.feed(b"data: {\"delta\":\"c\"}\n\n"), 1);
+    }
+
+    #[test]
+    fn messages_have_tokens_of_text_of_thinking_and_of_calls() {
+        let events = [
+            (
+                "message_start",
+                r#"{"message":{"content":[],"usage":{"input_tokens":9,"output_tokens":0}}}"#,
+            ),
+            (
+                "content_block_start",
+                r#"{"content_block":{"type":"thinking","thinking":""}}"#,
+            ),
+            (
+                "content_block_delta",
+                r#"{"delta":{"type":"thinking_delta","thinking":"hm"}}"#,
+            ),
+            (
+                "content_block_delta",
+                r#"{"delta":{"type":"text_delta","text":"a"}}"#,
+            ),
+            (
+                "content_block_delta",
+                r#"{"delta":{"type":"input_json_delta","partial_json":"{\"a\":"}}"#,
+            ),
+            (
+                "message_delta",
+                r#"{"delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":3}}"#,
+            ),
+            ("message_stop", r#"{"type":"message_stop"}"#),
+        ];
+        let mut scanner = Scanner::new();
+        let found: Vec<u64> = events
+            .iter()
+            .map(|(name, data)| scanner.feed(format!("event: {name}\ndata: {data}\n\n").as_bytes()))
+            .collect();
+        assert_eq!(found, [0, 0, 1, 1, 1, 0, 0]);
+        let (input, output) = (Some(9), Some(3));
+        assert_eq!(scanner.usage(), Usage { input, output });
+    }
+
+    #[test]
+    fn an_event_that_is_called_an_error_is_one() {
+        let mut scanner = Scanner::new();
+        scanner.feed(b"event:error\ndata: {\"type\":\"error\",\"message\":\"out of memory\"}\n");
+        assert!(!scanner.has_error());
+        scanner.feed(b"\n");
+        assert!(scanner.has_error());
     }
 
     #[test]

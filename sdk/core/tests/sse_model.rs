@@ -31,6 +31,7 @@ fn read(stream: &str) -> Found {
     let text = stream.strip_prefix('\u{feff}').unwrap_or(stream);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut data: Vec<&str> = Vec::new();
+    let mut name = "";
     // What follows the last line end is no line yet.
     let lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
     for line in lines.split('\n') {
@@ -39,8 +40,14 @@ fn read(stream: &str) -> Found {
             if let Ok(value) = serde_json::from_str(&data.join("\n")) {
                 walk(&value, &mut found, &mut content);
             }
-            found.tokens += u64::from(content);
+            // What a response repeats at its end is no token.
+            let is_new = !name.starts_with("response.") || name.ends_with(".delta");
+            found.tokens += u64::from(content && is_new);
+            found.error |= name == "error";
             data.clear();
+            name = "";
+        } else if let Some(rest) = line.strip_prefix("event:") {
+            name = rest.strip_prefix(' ').unwrap_or(rest);
         } else if let Some(rest) = line.strip_prefix("data:") {
             let rest = rest.strip_prefix(' ').unwrap_or(rest);
             found.done |= rest == "[DONE]";
@@ -57,7 +64,9 @@ fn walk(value: &Value, found: &mut Found, content: &mut bool) {
             for (key, value) in members {
                 match key.as_str() {
                     "content" | "text" | "reasoning_content" | "reasoning" | "arguments"
-                    | "refusal" => *content |= value.as_str().is_some_and(|t| !t.is_empty()),
+                    | "refusal" | "delta" | "thinking" | "partial_json" => {
+                        *content |= value.as_str().is_some_and(|t| !t.is_empty())
+                    }
                     "prompt_tokens" | "input_tokens" if value.is_u64() => {
                         found.usage.input = value.as_u64();
                     }
@@ -80,7 +89,7 @@ fn key() -> impl Strategy<Value = String> {
         8 => prop::sample::select(vec![
             "content", "text", "reasoning_content", "reasoning", "arguments", "refusal",
             "prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "error",
-            "id", "choices", "delta", "xcontent", "content ", "con\"tent", "x\"content", "x\\",
+            "thinking", "partial_json", "delta", "id", "choices", "xcontent", "content ", "con\"tent", "x\"content", "x\\",
         ]).prop_map(str::to_owned),
         1 => "[a-z\"\\\\: ]{0,12}",
     ]
@@ -137,10 +146,22 @@ fn event() -> impl Strategy<Value = Vec<String>> {
             " data: {\"content\":\"x\"}", "\u{feff}data: {\"content\":\"x\"}",
         ]).prop_map(|line| vec![line.to_owned()]),
     ];
-    (data, any::<bool>()).prop_map(|(mut lines, comment)| {
+    let name = prop::option::of(prop::sample::select(vec![
+        "event: response.output_text.delta",
+        "event:response.output_text.done",
+        "event: error",
+        "event: response.completed",
+        "event:  response.x",
+        "event: content_block_delta",
+        "event: ",
+    ]));
+    (data, any::<bool>(), name).prop_map(|(mut lines, comment, name)| {
         if comment {
             lines.insert(lines.len() / 2, ": \"text\":\"x\"".to_owned());
         }
+        // Before the data or after it.
+        let at = if comment { lines.len() } else { 0 };
+        lines.splice(at..at, name.map(str::to_owned));
         lines.push(String::new());
         lines
     })
@@ -176,6 +197,19 @@ proptest! {
         bytes in vec(prop::sample::select(b"data: {\"content\":\"x1,.e}[DONE]\\\r\n\xef\xbb\xbf ".to_vec()), 0..300),
         size in 1..40usize,
     ) {
+        let whole = std::iter::once(bytes.as_slice());
+        prop_assert_eq!(scanned(Scanner::new(), bytes.chunks(size)), scanned(Scanner::new(), whole));
+    }
+
+    #[test]
+    fn any_lines_are_the_same_however_they_are_split(
+        words in vec(prop::sample::select(vec![
+            "event", ":", " ", "response.", "error", "x.delta", "data", "{\"delta\":\"x\"}", "\n", "\r",
+            "a name that is so long that nobody would ever keep all of it, .delta at its end",
+        ]), 0..60),
+        size in 1..40usize,
+    ) {
+        let bytes = words.concat().into_bytes();
         let whole = std::iter::once(bytes.as_slice());
         prop_assert_eq!(scanned(Scanner::new(), bytes.chunks(size)), scanned(Scanner::new(), whole));
     }

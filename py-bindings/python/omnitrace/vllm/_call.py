@@ -25,8 +25,13 @@ class Call:
         self.scope = scope
         """None: it is over, or it is not known to be one."""
         self.received = time.time_ns()
-        self.headers: Headers = [] if scope is None else scope["headers"]
-        self.path: str | None = None if scope is None else scope.get("path")
+        self.headers: Headers = []
+        self.path: str | None = None
+        if scope is not None:
+            # ASGI allows what can be iterated.
+            headers = scope["headers"]
+            self.headers = headers if isinstance(headers, list) else list(headers)
+            self.path = scope.get("path")
         self.is_programs = False
         """A program's, not the server's: it has said whose its request is."""
 

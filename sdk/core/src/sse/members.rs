@@ -10,13 +10,18 @@ use memchr::memchr;
 use super::Usage;
 
 /// Keys whose non-empty text makes an event a token.
-const CONTENT_KEYS: [&[u8]; 6] = [
+const CONTENT_KEYS: [&[u8]; 9] = [
     b"content",
     b"text",
     b"reasoning_content",
     b"reasoning",
     b"arguments",
     b"refusal",
+    // Of responses; a chat has an object there.
+    b"delta",
+    // Of messages.
+    b"thinking",
+    b"partial_json",
 ];
 /// Most blanks between a key and its colon. (JSON allows any number; servers write none.)
 const MAX_BLANKS: usize = 4;
