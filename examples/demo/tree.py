@@ -23,6 +23,13 @@ def tag(span: Span, key: str) -> Any:
     return next((each["value"] for each in span["tags"] if each["key"] == key), None)
 
 
+def the(trace: Trace, name: str) -> Span:
+    """Its only span of that name."""
+    spans: list[Span] = trace["spans"]
+    (span,) = [span for span in spans if span["operationName"] == name]
+    return span
+
+
 def service(trace: Trace, span: Span) -> str:
     """Name of the service that made a span."""
     return str(trace["processes"][span["processID"]]["serviceName"])

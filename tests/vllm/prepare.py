@@ -43,7 +43,6 @@ PACKAGES = {
     "0.15.1": (*_TORCH_2_10, _NOT_NEW),
     "0.16.0": (*_TORCH_2_10, _NOT_NEW),
     "0.17.1": (*_TORCH_2_10, _NOT_NEW),
-    "0.18.1": (*_TORCH_2_10, _NOT_NEW),
     "0.19.1": _TORCH_2_10,
     "0.20.2": _TORCH_2_11,
     "0.21.0": _TORCH_2_11,

@@ -98,9 +98,7 @@ def crash(stack: Vllm, victim: str) -> Outcome:
 
 
 def decode(trace: dict[str, Any]) -> dict[str, Any]:
-    (span,) = [span for span in trace["spans"] if span["operationName"] == "Decode"]
-    found: dict[str, Any] = span
-    return found
+    return tree.the(trace, "Decode")
 
 
 def finished(stack: Vllm, requests: int) -> list[dict[str, Any]]:

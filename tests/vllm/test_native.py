@@ -60,8 +60,7 @@ def test_each_request_has_vllms_own_span_once_and_below_its_own(
     assert traces["native-whole"]["traceID"] == CLIENT
     for request_id, (_, shape) in ASKED.items():
         trace = traces[request_id]
-        (native,) = [s for s in trace["spans"] if s["operationName"] == "llm_request"]
-        (decode,) = [s for s in trace["spans"] if s["operationName"] == "Decode"]
+        native, decode = tree.the(trace, "llm_request"), tree.the(trace, "Decode")
         assert tree.parent_of(native) == decode["spanID"]
         assert tree.service(trace, native) == "vllm-serve"
         assert tree.tag(native, "gen_ai.usage.completion_tokens") == 8

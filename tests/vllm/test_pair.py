@@ -77,12 +77,6 @@ def orphans(trace: dict[str, Any]) -> list[str]:
     return [name for name, parent in parents if parent and parent not in spans]
 
 
-def the(trace: dict[str, Any], name: str) -> dict[str, Any]:
-    (span,) = [span for span in trace["spans"] if span["operationName"] == name]
-    found: dict[str, Any] = span
-    return found
-
-
 def processes(trace: dict[str, Any]) -> set[tuple[str, Any]]:
     pids = set()
     for process in trace["processes"].values():
@@ -111,7 +105,7 @@ def test_each_request_is_one_whole_trace(tmp_path: Path, stacks: list[Stack]) ->
     aborted = {
         said.number
         for said in answers
-        if tree.tag(the(traces[said.request_id][0], "Decode"), ABORTED) is True
+        if tree.tag(tree.the(traces[said.request_id][0], "Decode"), ABORTED) is True
     }
     # How many tokens the node is ahead of a client that leaves is the machine's affair.
     assert aborted and aborted <= LEAVES
@@ -149,7 +143,7 @@ def check(said: Said, trace: dict[str, Any]) -> int:
         "vllm-prefill",
         "vllm-decode",
     }
-    decode = the(trace, "Decode")
+    decode = tree.the(trace, "Decode")
     if said.was_left:
         # On a busy machine vLLM may have computed all of it before it saw the client leave.
         ended = [tree.tag(decode, key) for key in (ABORTED, REASONS, "error.type")]
@@ -159,7 +153,7 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     preemptions = [s for s in trace["spans"] if s["operationName"] == PREEMPTED]
     shape = [line for line in tree.shape(trace).splitlines() if PREEMPTED not in line]
     assert "\n".join(shape) == WHOLE_TREE
-    starts = [the(trace, name)["startTime"] for name in ORDER]
+    starts = [tree.the(trace, name)["startTime"] for name in ORDER]
     assert starts == sorted(starts)
     assert tree.tag(decode, "gen_ai.usage.output_tokens") == TOKENS
     assert tree.tag(decode, REASONS) == '["length"]'
@@ -167,7 +161,7 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     assert tree.tag(decode, "omnitrace.preemptions") == len(preemptions)
     # Where it has fallen behind, vLLM sends several tokens in a chunk.
     assert events(decode) == DECODE_EVENTS[: 2 + min(3, said.chunks - 1)]
-    prefill = the(trace, "Prefill")
+    prefill = tree.the(trace, "Prefill")
     assert events(prefill) == ["Prefill request tokenized", "Prefill request sent to engine"]
     assert tree.tag(prefill, "gen_ai.usage.input_tokens") > 50
     assert tree.tag(prefill, "gen_ai.request.model") == "standin"
@@ -177,9 +171,9 @@ def check(said: Said, trace: dict[str, Any]) -> int:
 
 def check_transfer(trace: dict[str, Any]) -> None:
     """The KV transfer has a size, and the decode span says how long it was waited for."""
-    waited = tree.tag(the(trace, "Decode"), "omnitrace.latency.kv_wait")
-    assert abs(waited - the(trace, "Pull kv")["duration"] / 1e6) < 1e-5
-    computed, pulled = the(trace, "Add to running for prefill"), the(trace, "Pull kv")
+    waited = tree.tag(tree.the(trace, "Decode"), "omnitrace.latency.kv_wait")
+    assert abs(waited - tree.the(trace, "Pull kv")["duration"] / 1e6) < 1e-5
+    computed, pulled = tree.the(trace, "Add to running for prefill"), tree.the(trace, "Pull kv")
     for name in ("omnitrace.kv.blocks", "omnitrace.kv.bytes"):
         assert tree.tag(pulled, name) == tree.tag(computed, name) > 0
 

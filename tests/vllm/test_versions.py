@@ -76,7 +76,7 @@ def test_chats_and_completions_are_traced_and_no_built_in_hook_is_missing(
     assert found == {request_id: shape for request_id, (_, _, shape) in asked.items()}
     assert traces["prompt-whole"]["traceID"] == CLIENT
     for trace in traces.values():
-        (decode,) = [span for span in trace["spans"] if span["operationName"] == "Decode"]
+        decode = tree.the(trace, "Decode")
         assert tree.tag(decode, "gen_ai.usage.output_tokens") == 8
         assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
     assert stack.messages("serve") == []

@@ -44,23 +44,22 @@ def trace_id(number: int) -> str:
     return f"{number:032x}"
 
 
-def traces_of(stack: Stack, service: str, count: int) -> dict[str, dict[str, Any]]:
-    """The traces of a service by their ids, once there are that many with an end."""
+def traces_of(stack: Stack, count: int) -> dict[str, dict[str, Any]]:
+    """The traces by their ids, once that many have an end and no more spans come."""
     deadline = time.monotonic() + 60
+    spans = 0
     while True:
-        traces = {trace["traceID"]: trace for trace in stack.traces(service)}
-        ended = [
-            t for t in traces.values() if any(s["operationName"] == "Decode" for s in t["spans"])
-        ]
-        if len(ended) >= count or time.monotonic() > deadline:
+        traces = {trace["traceID"]: trace for trace in stack.traces("vllm-serve")}
+        names = [[span["operationName"] for span in trace["spans"]] for trace in traces.values()]
+        ended = sum("Decode" in each for each in names)
+        before, spans = spans, sum(map(len, names))
+        if (ended >= count and spans == before) or time.monotonic() > deadline:
             return traces
         time.sleep(2)
 
 
 def decode(trace: dict[str, Any]) -> dict[str, Any]:
-    (span,) = [span for span in trace["spans"] if span["operationName"] == "Decode"]
-    assert isinstance(span, dict)
-    return span
+    return tree.the(trace, "Decode")
 
 
 def leave(port: int, body: dict[str, Any], headers: dict[str, str]) -> None:
@@ -90,7 +89,7 @@ def test_every_path_of_the_server_makes_one_trace_of_a_request(stack: Vllm) -> N
         assert post(stack.decode, path, body, {"X-Request-Id": name, "traceparent": caller})
     leave(stack.decode, {**TEXT, "max_output_tokens": 500}, {"X-Request-Id": "left"})
 
-    traces = traces_of(stack, "vllm-serve", len(ASKED) + 1)
+    traces = traces_of(stack, len(ASKED) + 1)
     for number, (name, (path, _, shape, tokens)) in enumerate(ASKED.items(), 1):
         trace = traces.pop(trace_id(number))
         assert (name, tree.shape(trace)) == (name, shape)
@@ -116,7 +115,7 @@ def test_texts_to_be_embedded_are_one_request(stack: Vllm) -> None:
     headers = {"X-Request-Id": "two", "traceparent": caller}
     assert post(stack.decode, "embeddings", {"input": [SENTENCE, SENTENCE]}, headers)
 
-    (trace,) = traces_of(stack, "vllm-serve", 1).values()
+    (trace,) = traces_of(stack, 1).values()
     assert trace["traceID"] == trace_id(1)
     assert tree.shape(trace) == SERVED
     span = decode(trace)
@@ -131,7 +130,7 @@ def test_a_program_without_a_server_has_its_requests_traced(stack: Vllm, in_proc
     status = stack.run(Path(__file__).with_name("offline.py"), in_process=in_process)
     assert status == 0, stack.parts["program"].tail()
 
-    traces = traces_of(stack, "vllm-serve", 4)
+    traces = traces_of(stack, 4)
     assert [tree.shape(trace) for trace in traces.values()] == [STREAMED] * 4
     assert tree.tag(decode(traces[CLIENT]), "gen_ai.request.id") == "left"
     ends = [decode(trace) for trace in traces.values()]
