@@ -153,8 +153,8 @@ def test_the_callers_id_and_context_are_found_among_starlettes_headers(
     assert decode.parent_id == "00f067aa0ba902b7"
 
 
-def test_headers_that_we_have_not_touched_and_steps_of_this_process_stay_as_they_are(
-    program: Program,
+def test_headers_that_we_have_not_touched_count_and_they_and_own_steps_stay_as_they_are(
+    program: Program, sink: Sink
 ) -> None:
     result = run(
         program,
@@ -181,3 +181,6 @@ def test_headers_that_we_have_not_touched_and_steps_of_this_process_stay_as_they
         "Start append running sequece for decode",
         "Start to send output",
     ]
+    # An engine whose API process is without us is in its client's trace still.
+    started = the(sink.spans, "Start to dispatch decode request")
+    assert started.trace_id == TRACE

@@ -65,9 +65,12 @@ def take(message: Any, request_id: str) -> int | None:
         headers: Mapping[str, str] | None = message.trace_headers
     except AttributeError:
         return _take_beside(message, request_id)
-    if not headers or _OURS not in headers:
+    if not headers:
         return None
     omnitrace.extract(headers, request_id)
+    if _OURS not in headers:
+        # vLLM's own, of a process without us: a client's.
+        return None
     own = headers.get(_OWN)
     message.trace_headers = (
         None if own is None else {name: headers[name] for name in own.split(",") if name}
