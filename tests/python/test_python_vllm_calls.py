@@ -321,6 +321,28 @@ def test_a_program_that_uses_the_engine_by_itself_has_its_requests_traced(
     assert len({s.trace_id for s in sink.spans}) == 4
 
 
+def test_choices_of_one_prompt_that_a_program_gives_are_one_request(
+    program: Program, sink: Sink
+) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        choices = [of_engine("7", before=f"{n}_") for n in range(2)]
+        for each in choices:
+            api.sent(each)
+        say([each.trace_headers["omnitrace-request-id"] for each in choices])
+        for n in range(2):
+            api.finished(state("7", before=f"{n}_"), "stop", statistics(4, preemptions=1))
+        say(len(api._open))
+        """,
+    )
+    (first, second), left = result.said
+    assert first == second and re.fullmatch(r"7-[0-9a-f]{16}", first) and left == 0
+    (said,) = ends(sink).values()
+    assert said["gen_ai.usage.output_tokens"] == 8 and said["gen_ai.usage.input_tokens"] == 7
+
+
 def test_the_headers_that_a_program_gives_with_a_request_are_that_requests(
     program: Program, sink: Sink
 ) -> None:

@@ -36,16 +36,19 @@ class _Open:
         "ends_with_engine",
         "in_engine",
         "is_answer_seen",
+        "known_as",
         "prompts",
         "request_id",
         "role",
         "tokens",
     )
 
-    def __init__(self, request_id: str, role: str, *, is_answer_seen: bool = True) -> None:
+    def __init__(self, request_id: str, role: str, known_as: str = "") -> None:
         self.request_id = request_id
+        self.known_as = known_as or request_id
+        """Here; a program's own ids need not be anybody else's."""
         self.role = role
-        self.is_answer_seen = is_answer_seen
+        self.is_answer_seen = not known_as
         """By hooks at its answer; else what is known of that is the engine's."""
         self.ends_with_engine = role == _roles.PREFILL
         """The engine's last output for it is its end."""
@@ -93,12 +96,12 @@ class Api:
         if open is None or open.is_answer_seen:
             return
         if error is not None:
-            self.fails(open.request_id, error)
+            self.fails(open.known_as, error)
         elif open.in_engine:
             # It goes on without a client, or it is about to be given up.
             open.ends_with_engine = True
         else:
-            self.ends(open.request_id)
+            self.ends(open.known_as)
 
     def chat_received(self, request: Any, raw_request: Any) -> None:
         """A chat request, with its headers."""
@@ -182,16 +185,15 @@ class Api:
         call = _call.current() or _call.Call()
         is_call = call.is_new
         request_id = _carrier.request_id(call.headers) if is_call else None
-        if not request_id:
-            request_id = _external_id(request)
-            if request_id.isdigit():
-                # Counted, from the start of each process.
-                request_id += f"-{secrets.token_hex(8)}"
+        known_as = request_id or _external_id(request)
+        # Counted, from the start of each process.
+        is_number = known_as.isdigit() and not request_id
+        request_id = f"{known_as}-{secrets.token_hex(8)}" if is_number else known_as
         omnitrace.extract(call.headers, request_id)
-        open = _Open(request_id, _roles.of_request(request), is_answer_seen=False)
-        _keep(self._open, request_id, open)
+        open = _Open(request_id, _roles.of_request(request), known_as)
+        _keep(self._open, known_as, open)
         if is_call:
-            call.request_id = request_id
+            call.request_id = known_as
         else:
             open.ends_with_engine = True
         parameters = getattr(request, "sampling_params", None)
@@ -272,7 +274,7 @@ class Api:
     def _leaves_engine(self, open: _Open, engine_id: str) -> None:
         open.in_engine.discard(engine_id)
         if open.ends_with_engine and not open.in_engine:
-            self.ends(open.request_id)
+            self.ends(open.known_as)
 
     def _forget(self, engine_id: str) -> None:
         self._in_engine.pop(engine_id, None)
@@ -334,7 +336,7 @@ class Api:
         for in_engine in open.in_engine:
             # Its client has not waited for the engine.
             self._forget(in_engine)
-        omnitrace.action(FINISHED[open.role], request_id, {**open.attributes, **attributes})
+        omnitrace.action(FINISHED[open.role], open.request_id, {**open.attributes, **attributes})
 
 
 def _keep(requests: dict[str, Any], request_id: str, what: Any) -> None:
