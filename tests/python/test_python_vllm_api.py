@@ -283,7 +283,7 @@ def test_requests_whose_end_nobody_sees_are_forgotten_beyond_the_limit(program: 
         api, engine = Api(), Engine()
         for name in "a", "b", "c":
             api.chat_received(chat(), raw(name))
-            engine.arrives(of_engine(name))
+            engine.arrives(arriving(name))
             api.sent(of_engine(name))
         say([len(api._open), len(api.silent), len(engine._requests)])
         for name in "a", "b", "c":

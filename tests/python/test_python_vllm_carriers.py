@@ -162,7 +162,6 @@ def test_headers_that_we_have_not_touched_count_and_they_and_own_steps_stay_as_t
         engine = Engine()
         own = {"traceparent": sys.argv[1]}
         request = of_engine("a", trace_headers=own)
-        action("Enter decode to generate", request.request_id)
         engine.arrives(request)
         chosen = step(request.request_id)
         engine.scheduled(chosen)

@@ -9,11 +9,11 @@ import pytest
 
 from program import Program
 from sink import Sink, the
-from vllm_program import actions, recorded, run
+from vllm_program import TRACEPARENT, actions, recorded, run
 
 PREFILL = """
 engine = Engine()
-first, second = of_engine("a"), of_engine("b")
+first, second = arriving("a"), arriving("b")
 ids = [first.request_id, second.request_id]
 for request in first, second:
     engine.arrives(request)
@@ -90,7 +90,7 @@ def test_refused_blocks_are_an_event_of_the_way_to_running(program: Program, sin
         """
         api, engine = Api(), Engine()
         api.chat_received(chat(), raw("a"))
-        request = of_engine("chatcmpl-a")
+        request = arriving("chatcmpl-a")
         engine.arrives(request)
         engine.waits(request)
         engine.scheduling()
@@ -117,7 +117,7 @@ def test_a_pull_is_recorded_once_and_only_of_what_is_pulled(program: Program) ->
         """
         engine = Engine()
         engine.starts(scheduler((24, 1000, 4), (64, 5000, 2)))
-        pulled, local = of_engine("a"), of_engine("b")
+        pulled, local = arriving("a"), arriving("b")
         for request in pulled, local:
             engine.arrives(request)
             engine.waits(request)
@@ -155,7 +155,7 @@ def test_each_preemption_lasts_until_the_request_is_chosen_again(program: Progra
         program,
         """
         engine = Engine()
-        request, other = of_engine("a"), of_engine("b")
+        request, other = arriving("a"), arriving("b")
         for each in request, other:
             engine.arrives(each)
         for _ in range(2):
@@ -169,7 +169,7 @@ def test_each_preemption_lasts_until_the_request_is_chosen_again(program: Progra
         engine.freed(request)
         engine.scheduling()
         engine.scheduled(step(running=[request.request_id]))
-        engine.preempted(of_engine("never seen"))
+        engine.preempted(arriving("never seen"))
         """,
     )
     found = [each for each in actions(result) if each[0] in {"Preempted", "Resumed"}]
@@ -215,8 +215,8 @@ def test_what_a_prefill_node_has_from_a_store_is_no_pull(program: Program) -> No
         program,
         """
         engine = Engine()
-        engine.arrives(of_engine("a"))
-        engine.needs_pull(of_engine("a"), 64)
+        engine.arrives(arriving("a"))
+        engine.needs_pull(arriving("a"), 64)
         engine.transfers(Thing(finished_recving={"a-1a2b3c4d"}))
         """,
         ROLE="prefill",
@@ -240,7 +240,7 @@ def test_a_freed_request_is_forgotten_and_is_offered_to_no_scheduler(program: Pr
         program,
         """
         engine = Engine()
-        gone, here = of_engine("a"), of_engine("b")
+        gone, here = arriving("a"), arriving("b")
         for request in gone, here:
             # Without preprocess_add_request the scheduler is the first to see a request.
             engine.waits(request)
@@ -263,3 +263,118 @@ def test_a_freed_request_is_forgotten_and_is_offered_to_no_scheduler(program: Pr
         ("try to schedule in waiting queue", "b-1a2b3c4d"),
         ("Start to send output in prefill stage", "b-1a2b3c4d"),
     ]
+
+
+FOREIGN = """
+engine = Engine()
+engine.starts(scheduler(data_parallel_index=1))
+
+def foreign(external, **members):
+    return of_engine(external, sampling_params=Thing(max_tokens=4, temperature=0.5),
+                     num_computed_tokens=7, num_prompt_tokens=7, **members)
+
+def compute(*requests, first=False):
+    ids = [each.request_id for each in requests]
+    chosen = step(*ids) if first else step(running=ids)
+    engine.scheduling()
+    engine.scheduled(chosen)
+    engine.executing(chosen)
+    engine.executed(Thing(requests=dict(zip(ids, requests))), chosen, None)
+    return made(*ids)
+
+def ends(request, reason):
+    request.num_output_tokens, request.num_preemptions = 4, 0
+    request.get_finished_reason = lambda: reason
+    engine.freed(request)
+"""
+
+
+def test_a_request_that_no_api_process_of_ours_has_received_begins_and_ends_in_the_engine(
+    program: Program, sink: Sink
+) -> None:
+    result = run(
+        program,
+        """
+        whole, left = foreign("whole", trace_headers={"traceparent": sys.argv[1]}), foreign("left")
+        for request in whole, left:
+            engine.arrives(request)
+            engine.waits(request)
+        engine.outputs({0: compute(whole, left, first=True)})
+        say(bool(engine.silent))
+        ends(left, "abort")
+        outputs = compute(whole)
+        ends(whole, "length")
+        say(bool(engine.silent))
+        engine.outputs({0: outputs})
+        say([outputs.outputs[0].trace_headers, bool(engine.silent)])
+        engine.scheduling()
+        say(len(engine._requests))
+        """,
+        TRACEPARENT,
+        before=FOREIGN,
+    )
+    # It is looked for its end only as long as that takes; others are told nothing of ours.
+    assert result.said == [False, True, [None, False], 0]
+    asked = {"gen_ai.request.max_tokens": 4, "gen_ai.request.temperature": 0.5}
+    used = {
+        "gen_ai.usage.input_tokens": 7,
+        "gen_ai.usage.output_tokens": 4,
+        "omnitrace.preemptions": 0,
+        "omnitrace.engine.rank": 1,
+    }
+    ends = {
+        span.attributes["gen_ai.request.id"]: span for span in sink.spans if span.name == "Decode"
+    }
+    own = {"omnitrace.role": "decode", **asked, **used}
+    said = {
+        str(request_id).partition("-")[0]: {
+            key: value
+            for key, value in span.attributes.items()
+            if key not in ("gen_ai.request.id", "gen_ai.latency.time_to_first_token")
+        }
+        for request_id, span in ends.items()
+    }
+    assert said == {
+        "whole": {**own, "gen_ai.response.finish_reasons": ["length"]},
+        "left": {
+            **own,
+            "gen_ai.response.finish_reasons": ["abort"],
+            "omnitrace.aborted": True,
+        },
+    }
+    whole = {span.name for span in sink.spans if span.trace_id == TRACEPARENT.split("-")[1]}
+    assert whole == {
+        "Decode",
+        "Add to need pulling for decode",
+        "Start to dispatch decode request",
+        "Send output in decode stage",
+        "Start to send output",
+        "First decode output token",
+    }
+
+
+def test_a_prefill_that_no_api_process_of_ours_has_received_ends_with_its_output(
+    program: Program, sink: Sink
+) -> None:
+    run(
+        program,
+        """
+        request = foreign("p")
+        engine.arrives(request)
+        engine.waits(request)
+        outputs = compute(request, first=True)
+        ends(request, "length")
+        engine.outputs({0: outputs})
+        """,
+        before=FOREIGN,
+        ROLE="prefill",
+    )
+    prefill, sent = (
+        the(sink.spans, "Prefill"),
+        the(sink.spans, "Start to send output in prefill stage"),
+    )
+    assert prefill.start <= sent.start <= sent.end <= prefill.end
+    spans = {span.span_id: span for span in sink.spans}
+    assert {span.name for span in sink.spans if span.parent_id not in spans} == {"Prefill"}
+    assert prefill.attributes["gen_ai.usage.output_tokens"] == 4
+    assert all(span.attributes["gen_ai.request.id"] == "p-1a2b3c4d" for span in sink.spans)

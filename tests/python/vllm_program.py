@@ -29,6 +29,10 @@ def of_engine(external, before="", **members):
     return Thing(**{"request_id": f"{before}{external}-1a2b3c4d", "external_req_id": external,
                     "trace_headers": None, "kv_transfer_params": None, **members})
 
+def arriving(external, **members):
+    # As the API process has sent it.
+    return of_engine(external, **{"trace_headers": {"omnitrace": "1"}, **members})
+
 def state(external, prompt=7, cached=None, before=""):
     # As RequestState has it.
     return Thing(request_id=f"{before}{external}-1a2b3c4d", external_req_id=external,

@@ -196,14 +196,11 @@ class Api:
             call.request_id = known_as
         else:
             open.ends_with_engine = True
-        parameters = getattr(request, "sampling_params", None)
         attributes = {
             "url.path": call.path,
             "gen_ai.operation.name": _operation(call.path),
             "gen_ai.request.model": self._model,
-            "gen_ai.request.max_tokens": getattr(parameters, "max_tokens", None),
-            "gen_ai.request.temperature": getattr(parameters, "temperature", None),
-            "gen_ai.request.top_p": getattr(parameters, "top_p", None),
+            **_usage.ASKED.of(getattr(request, "sampling_params", None)),
         }
         received = call.received if is_call else None
         omnitrace.action(RECEIVED[open.role], request_id, attributes, timestamp=received)

@@ -59,6 +59,16 @@ def put(message: Any, request_id: str, rank: int | None = None) -> None:
     message.trace_headers = carrier
 
 
+def is_ours(message: Any) -> bool:
+    """Whether the process that it comes from has put anything into it, as far as that shows."""
+    try:
+        headers: Mapping[str, str] | None = message.trace_headers
+    except AttributeError:
+        # What is beside the parameters of KV transfer needs such parameters.
+        return True
+    return headers is not None and _OURS in headers
+
+
 def take(message: Any, request_id: str) -> int | None:
     """Takes it out of the message; the rank of the engine that has put it there."""
     try:

@@ -10,11 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import _omnitrace as omnitrace
-from . import _carrier, _roles
+from . import _carrier, _roles, _usage
 from ._actions import (
     ENGINE_RECEIVED,
     EXECUTE,
     FINISH_PULL,
+    FINISHED,
     NEED_PULL,
     NO_BLOCKS,
     PREEMPTED,
@@ -23,8 +24,10 @@ from ._actions import (
     PREFILL_FREE,
     PREFILL_SEND,
     PREFILL_WAITING,
+    RECEIVED,
     RESUMED,
     RUNNING,
+    TOKENS,
     TRY_TO_SCHEDULE,
 )
 
@@ -37,6 +40,8 @@ class _Request:
 
     # Most stay as they are: nothing is stored for them.
     waits = refused = has_blocks = is_running = executing = False
+    is_root = has_spoken = False
+    """No API process of ours has received it: the engine's part is all that is known."""
     preemptions = 0
     pulls: Mapping[str, int] = MappingProxyType({})
     """How much another node, or a store, has for it."""
@@ -95,7 +100,9 @@ class Engine:
         self._computing: set[str] = set()
         """Their prompts are being computed."""
         self.silent: set[str] = set()
-        """They have not put anything out."""
+        """They have not put anything out, or are about to put out their last."""
+        self._last: dict[str, dict[str, Any]] = {}
+        """What the ends of some of these will say."""
         self._pulling: list[str] = []
         """Workers are about to fetch their blocks."""
         self._preempted: set[str] = set()
@@ -119,13 +126,18 @@ class Engine:
         request_id = request.request_id
         if request_id in self._requests:
             return
+        is_root = not _carrier.is_ours(request)
         _carrier.take(request, request_id)
         role = _roles.of_request(request)
         if len(self._requests) >= _MOST:
             # The engine's other thread may change them at the same time.
             with contextlib.suppress(RuntimeError):
                 self._requests.pop(next(iter(self._requests)), None)
-        self._requests[request_id] = _Request(role)
+        known = self._requests[request_id] = _Request(role)
+        if is_root:
+            known.is_root = True
+            asked = _usage.ASKED.of(getattr(request, "sampling_params", None))
+            omnitrace.action(RECEIVED[role], request_id, asked)
         omnitrace.action(ENGINE_RECEIVED[role], request_id)
 
     def waits(self, request: Any) -> None:
@@ -248,7 +260,20 @@ class Engine:
                     known = self._requests.get(request_id)
                     if known is not None and known.role == _roles.PREFILL:
                         omnitrace.action(PREFILL_SEND, request_id)
-                    _carrier.put(output, request_id, self._rank)
+                    if known is None or not known.is_root:
+                        _carrier.put(output, request_id, self._rank)
+                    elif known.role != _roles.PREFILL and not known.has_spoken:
+                        known.has_spoken = True
+                        omnitrace.action(TOKENS[0], request_id)
+        if self._last:
+            for request_id, said in self._last.items():
+                self.silent.discard(request_id)
+                self._root_ends(request_id, said)
+            self._last.clear()
+
+    def _root_ends(self, request_id: str, said: dict[str, Any]) -> None:
+        if (known := self._requests.get(request_id)) is not None:
+            omnitrace.action(FINISHED[known.role], request_id, said)
 
     def needs_pull(self, request: Any, external_tokens: int | None) -> None:
         """Blocks are allocated for what another node, or a store, has computed."""
@@ -279,7 +304,23 @@ class Engine:
 
     def freed(self, request: Any) -> None:
         """A request has ended; its last output may still be to be made."""
-        self._gone.append(request.request_id)
+        request_id = request.request_id
+        self._gone.append(request_id)
+        known = self._requests.get(request_id)
+        if known is None or not known.is_root:
+            return
+        reason = str(request.get_finished_reason())
+        said = {
+            "gen_ai.response.finish_reasons": [reason],
+            "omnitrace.engine.rank": self._rank,
+            **_usage.REQUEST.of(request),
+        }
+        if reason == "abort":
+            # There will be no output.
+            self._root_ends(request_id, {**said, "omnitrace.aborted": True})
+        else:
+            self._last[request_id] = said
+            self.silent.add(request_id)
 
     def step_arrives(self, output: Any) -> None:
         """A step arrives in a worker, with the traces of what is new in it."""

@@ -1,4 +1,4 @@
-"""What the engine says that a request has taken, as attributes."""
+"""What a request asks for and what the engine says that it has taken, as attributes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,27 @@ class Members:
                 # It is another class's.
                 pass
         there = {name: member for name, member in self._names.items() if hasattr(what, member)}
-        # One more, that every object has: of a single one it makes no tuple.
-        self._there, self._get = tuple(there), attrgetter(*there.values(), "__class__")
+        # Two more, that every object has: of a single one it makes no tuple.
+        self._there, self._get = tuple(there), attrgetter(*there.values(), *["__class__"] * 2)
         return dict(zip(self._there, self._get(what)))
 
 
+# Of `SamplingParams`.
+ASKED = Members(
+    {
+        "gen_ai.request.max_tokens": "max_tokens",
+        "gen_ai.request.temperature": "temperature",
+        "gen_ai.request.top_p": "top_p",
+    }
+)
+# Of the engine's own `Request`.
+REQUEST = Members(
+    {
+        "gen_ai.usage.input_tokens": "num_prompt_tokens",
+        "gen_ai.usage.output_tokens": "num_output_tokens",
+        "omnitrace.preemptions": "num_preemptions",
+    }
+)
 # Of `RequestState`, for each prompt.
 PROMPT = Members(
     {
