@@ -16,6 +16,8 @@ _RANK = "omnitrace-rank"
 """Of which engine the message is, where it is one's."""
 _OWN = "omnitrace-own"
 """The names of those that were there without us; absent if there was no mapping at all."""
+_REQUEST_ID = "omnitrace-request-id"
+"""The id that all processes share; `inject` writes it."""
 Headers = Union[Mapping[str, str], list[tuple[bytes, bytes]]]
 """Of a call; as ASGI has them where there is a way to get at them."""
 
@@ -69,18 +71,22 @@ def is_ours(message: Any) -> bool:
     return headers is not None and _OURS in headers
 
 
+def adopt(request: Any, request_id: str) -> None:
+    """Takes over a request of a process without us: what headers it has are its client's."""
+    headers: Mapping[str, str] = request.trace_headers or {}
+    client_knows = getattr(request, "external_req_id", None) or request_id
+    omnitrace.extract({**headers, _REQUEST_ID: client_knows}, request_id)
+
+
 def take(message: Any, request_id: str) -> int | None:
     """Takes it out of the message; the rank of the engine that has put it there."""
     try:
         headers: Mapping[str, str] | None = message.trace_headers
     except AttributeError:
         return _take_beside(message, request_id)
-    if not headers:
+    if not headers or _OURS not in headers:
         return None
     omnitrace.extract(headers, request_id)
-    if _OURS not in headers:
-        # vLLM's own, of a process without us: a client's.
-        return None
     own = headers.get(_OWN)
     message.trace_headers = (
         None if own is None else {name: headers[name] for name in own.split(",") if name}

@@ -127,7 +127,10 @@ class Engine:
         if request_id in self._requests:
             return
         is_root = not _carrier.is_ours(request)
-        _carrier.take(request, request_id)
+        if is_root:
+            _carrier.adopt(request, request_id)
+        else:
+            _carrier.take(request, request_id)
         role = _roles.of_request(request)
         if len(self._requests) >= _MOST:
             # The engine's other thread may change them at the same time.
