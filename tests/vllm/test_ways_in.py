@@ -127,7 +127,7 @@ def test_texts_to_be_embedded_are_one_request(stack: Vllm) -> None:
 
 @pytest.mark.parametrize("in_process", [False, True], ids=["engine-beside-it", "engine-in-it"])
 def test_a_program_without_a_server_has_its_requests_traced(stack: Vllm, in_process: bool) -> None:
-    status = stack.run(Path(__file__).with_name("offline.py"), in_process=in_process)
+    status = stack.run(Path(__file__).parent / "programs" / "offline.py", in_process=in_process)
     assert status == 0, stack.parts["program"].tail()
 
     traces = traces_of(stack, 4)
