@@ -319,6 +319,23 @@ def test_a_program_that_uses_the_engine_by_itself_has_its_requests_traced(
     assert len({s.trace_id for s in sink.spans}) == 4
 
 
+def test_what_is_asked_for_is_said_of_each_request_that_has_it(
+    program: Program, sink: Sink
+) -> None:
+    run(
+        program,
+        """
+        api = Api()
+        # What is to be pooled has no sampling.
+        for name, asked in ("pooled", None), ("sampled", Thing(max_tokens=4)), ("last", None):
+            api.sent(of_engine(name, sampling_params=asked))
+            finish(api, name)
+        """,
+    )
+    asked = {name: said.get("gen_ai.request.max_tokens") for name, said in ends(sink).items()}
+    assert asked == {"pooled": None, "sampled": 4, "last": None}
+
+
 def test_choices_of_one_prompt_that_a_program_gives_are_one_request(
     program: Program, sink: Sink
 ) -> None:

@@ -12,17 +12,20 @@ class Members:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
+        self._class: type | None = None
+        """Of the last object."""
         self._there: tuple[str, ...] = ()
-        self._get: Callable[[Any], tuple[Any, ...]] | None = None
+        self._get: Callable[[Any], tuple[Any, ...]] = attrgetter("__class__", "__class__")
 
     def of(self, what: Any) -> dict[str, Any]:
         """What an object has of them."""
-        if self._get is not None:
+        if type(what) is self._class:
             try:
                 return dict(zip(self._there, self._get(what)))
             except AttributeError:
-                # It is another class's.
+                # It lacks what others of its class have.
                 pass
+        self._class = type(what)
         there = {name: member for name, member in self._names.items() if hasattr(what, member)}
         # Two more, that every object has: of a single one it makes no tuple.
         self._there, self._get = tuple(there), attrgetter(*there.values(), *["__class__"] * 2)
