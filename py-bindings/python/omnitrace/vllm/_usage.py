@@ -12,24 +12,22 @@ class Members:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
-        self._class: type | None = None
-        """Of the last object."""
-        self._there: tuple[str, ...] = ()
-        self._get: Callable[[Any], tuple[Any, ...]] = attrgetter("__class__", "__class__")
+        self._last: tuple[type, tuple[str, ...], Callable[[Any], tuple[Any, ...]]] | None = None
+        """The last object's class, what it has, and how that is read; replaced at once, for other threads."""
 
     def of(self, what: Any) -> dict[str, Any]:
         """What an object has of them."""
-        if type(what) is self._class:
+        if (last := self._last) is not None and last[0] is type(what):
             try:
-                return dict(zip(self._there, self._get(what)))
+                return dict(zip(last[1], last[2](what)))
             except AttributeError:
                 # It lacks what others of its class have.
                 pass
-        self._class = type(what)
         there = {name: member for name, member in self._names.items() if hasattr(what, member)}
         # Two more, that every object has: of a single one it makes no tuple.
-        self._there, self._get = tuple(there), attrgetter(*there.values(), *["__class__"] * 2)
-        return dict(zip(self._there, self._get(what)))
+        get = attrgetter(*there.values(), *["__class__"] * 2)
+        self._last = type(what), tuple(there), get
+        return dict(zip(there, get(what)))
 
 
 # Of `SamplingParams`.
