@@ -30,6 +30,12 @@ def the(trace: Trace, name: str) -> Span:
     return span
 
 
+def events(span: Span) -> list[str]:
+    """Names of a span's events, in their order."""
+    found = sorted(span["logs"], key=lambda log: log["timestamp"])
+    return [field["value"] for log in found for field in log["fields"] if field["key"] == "event"]
+
+
 def service(trace: Trace, span: Span) -> str:
     """Name of the service that made a span."""
     return str(trace["processes"][span["processID"]]["serviceName"])

@@ -207,6 +207,7 @@ def test_tokens_are_those_of_the_tasks_own_request(program: Program, sink: Sink)
             first.set()
             await then.wait()
             api.tokenized()
+            api.tokenized()
             request = of_engine(f"chatcmpl-{name}")
             api.sent(request)
             carried = made(request.request_id).outputs

@@ -160,9 +160,9 @@ def check(said: Said, trace: dict[str, Any]) -> int:
     assert tree.tag(decode, "gen_ai.request.max_tokens") == TOKENS
     assert tree.tag(decode, "omnitrace.preemptions") == len(preemptions)
     # Where it has fallen behind, vLLM sends several tokens in a chunk.
-    assert events(decode) == DECODE_EVENTS[: 2 + min(3, said.chunks - 1)]
+    assert tree.events(decode) == DECODE_EVENTS[: 2 + min(3, said.chunks - 1)]
     prefill = tree.the(trace, "Prefill")
-    assert events(prefill) == ["Prefill request tokenized", "Prefill request sent to engine"]
+    assert tree.events(prefill) == ["Prefill request tokenized", "Prefill request sent to engine"]
     assert tree.tag(prefill, "gen_ai.usage.input_tokens") > 50
     assert tree.tag(prefill, "gen_ai.request.model") == "standin"
     check_transfer(trace)
@@ -176,12 +176,6 @@ def check_transfer(trace: dict[str, Any]) -> None:
     computed, pulled = tree.the(trace, "Add to running for prefill"), tree.the(trace, "Pull kv")
     for name in ("omnitrace.kv.blocks", "omnitrace.kv.bytes"):
         assert tree.tag(pulled, name) == tree.tag(computed, name) > 0
-
-
-def events(span: dict[str, Any]) -> list[str]:
-    """A span's events by time."""
-    found = sorted(span["logs"], key=lambda log: log["timestamp"])
-    return [field["value"] for log in found for field in log["fields"] if field["key"] == "event"]
 
 
 def test_answers_are_the_same_without_omnitrace(tmp_path: Path, stacks: list[Stack]) -> None:

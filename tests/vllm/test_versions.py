@@ -77,6 +77,10 @@ def test_chats_and_completions_are_traced_and_no_built_in_hook_is_missing(
     assert traces["prompt-whole"]["traceID"] == CLIENT
     for trace in traces.values():
         decode = tree.the(trace, "Decode")
+        assert tree.events(decode)[:2] == [
+            "Decode request tokenized",
+            "Decode request sent to engine",
+        ]
         assert tree.tag(decode, "gen_ai.usage.output_tokens") == 8
         assert tree.tag(decode, "gen_ai.response.finish_reasons") == '["length"]'
     assert stack.messages("serve") == []

@@ -36,6 +36,7 @@ class _Open:
         "ends_with_engine",
         "in_engine",
         "is_answer_seen",
+        "is_tokenized",
         "known_as",
         "prompts",
         "request_id",
@@ -52,6 +53,7 @@ class _Open:
         """By hooks at its answer; else what is known of that is the engine's."""
         self.ends_with_engine = role == _roles.PREFILL
         """The engine's last output for it is its end."""
+        self.is_tokenized = False
         self.in_engine: set[str] = set()
         """Requests to the engine that it is made of, one for each prompt and choice."""
         self.prompts: set[str] = set()
@@ -136,7 +138,10 @@ class Api:
 
     def tokenized(self) -> None:
         """The prompt of this task's request has become tokens."""
-        if (open := self._of_task()) is not None:
+        open = self._of_task()
+        # One method that does it may call another.
+        if open is not None and not open.is_tokenized:
+            open.is_tokenized = True
             omnitrace.action(TOKENIZED[open.role], open.request_id)
 
     def _of_task(self) -> _Open | None:
