@@ -162,6 +162,8 @@ def _running(count: int = BATCH) -> list[Request]:
     requests = _requests(count)
     ids = [request.request_id for request in requests]
     for request in requests:
+        # From an API process that is traced.
+        request.trace_headers = {"omnitrace": "1"}
         engine.preprocess_add_request(request)
         scheduler.add_request(request)
         hollow.KVCacheManager().allocate_slots(request, 1)
