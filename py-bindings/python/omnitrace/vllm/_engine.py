@@ -40,8 +40,10 @@ class _Request:
 
     # Most stay as they are: nothing is stored for them.
     waits = refused = has_blocks = is_running = executing = False
-    is_root = has_spoken = False
+    is_root = False
     """No API process of ours has received it: the engine's part is all that is known."""
+    has_spoken = False
+    """Of a root: its first output has been made."""
     preemptions = 0
     pulls: Mapping[str, int] = MappingProxyType({})
     """How much another node, or a store, has for it."""

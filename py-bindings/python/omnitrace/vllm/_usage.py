@@ -13,7 +13,8 @@ class Members:
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
         self._last: tuple[type, tuple[str, ...], Callable[[Any], tuple[Any, ...]]] | None = None
-        """The last object's class, what it has, and how that is read; replaced at once, for other threads."""
+        """The last object's class, what it has, and how that is read; replaced at once, for
+        other threads."""
 
     def of(self, what: Any) -> dict[str, Any]:
         """What an object has of them."""
