@@ -3,6 +3,7 @@ recorded of a request. `make test-vllm` has the real ones."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from program import Program
@@ -195,6 +196,65 @@ def test_a_stream_that_breaks_says_why_in_its_own_request(program: Program) -> N
         (FINISHED, "a", {"error.type": "InternalServerError"}),
         (FINISHED, "b", {}),
     ]
+
+
+def test_a_client_that_tries_again_before_its_first_try_is_over_has_two_requests(
+    program: Program, sink: Sink
+) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        token = 'data: {"id":"x","choices":[{"delta":{"content":"."}}]}'
+        started, refused = asyncio.Event(), asyncio.Event()
+        async def serve(first):
+            request = raw("a", traceparent=sys.argv[1])
+            api.chat_received(chat(), request)
+            if not first:
+                # Versions without ids of their own in the engine take none twice.
+                api.chat_answered(chat(), request, ErrorResponse("BadRequestError"))
+                refused.set()
+                return
+            sent = of_engine("chatcmpl-a")
+            api.sent(sent)
+            say(sent.trace_headers["omnitrace-request-id"])
+            started.set()
+            await refused.wait()
+            async def stream():
+                api.begins("chatcmpl-a")
+                api.streams("chatcmpl-a", token)
+                api.finished(state("chatcmpl-a", cached=3), "length", statistics(4, preemptions=1))
+                api.ends("chatcmpl-a")
+            await asyncio.create_task(stream())
+        async def both():
+            first = asyncio.create_task(serve(True))
+            await started.wait()
+            await asyncio.create_task(serve(False))
+            await first
+            await serve(True)
+        asyncio.run(both())
+        say([len(api._open), len(api._in_engine), len(api.silent)])
+        """,
+        TRACEPARENT,
+    )
+    # Later it is one that comes again.
+    assert result.said == ["a", "a", [0, 0, 0]]
+    whole = [(SENT, "a", {}), ("First decode output token", "a", {}), (FINISHED, "a", USED)]
+    (_, second, _) = recorded(result)[2]
+    assert re.fullmatch("a-[0-9a-f]{16}", second)
+    asked = {key: value for key, value in ASKED.items() if key != "gen_ai.request.max_tokens"}
+    assert recorded(result) == [
+        (RECEIVED, "a", asked),
+        whole[0],
+        (RECEIVED, second, asked),
+        (FINISHED, second, {"error.type": "BadRequestError"}),
+        *whole[1:],
+        (RECEIVED, "a", asked),
+        *whole,
+    ]
+    of_second = [span for span in sink.spans if span.attributes["gen_ai.request.id"] == second]
+    # Where its caller is.
+    assert {f"00-{s.trace_id}-{s.parent_id}-01" for s in of_second} == {TRACEPARENT}
 
 
 def test_tokens_are_those_of_the_tasks_own_request(program: Program, sink: Sink) -> None:

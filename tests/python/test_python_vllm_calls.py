@@ -168,6 +168,38 @@ def test_how_a_call_ends(program: Program, sink: Sink) -> None:
     }
 
 
+def test_two_calls_at_once_that_say_the_same_id_are_two_requests(
+    program: Program, sink: Sink
+) -> None:
+    result = run(
+        program,
+        """
+        api = Api()
+        async def all_of_them():
+            begun, left = asyncio.Event(), asyncio.Event()
+            async def first():
+                say(send(api, "one"))
+                begun.set()
+                await left.wait()
+                finish(api, "one")
+            async def second():
+                await begun.wait()
+                say(send(api, "two"))
+                raise asyncio.CancelledError
+            async def again():
+                await call(api, scope(x_request_id="a"), second)
+                left.set()
+            await asyncio.gather(call(api, scope(x_request_id="a"), first), again())
+        asyncio.run(all_of_them())
+        say(len(api._open))
+        """,
+    )
+    first, second, left = result.said
+    assert first == "a" and re.fullmatch("a-[0-9a-f]{16}", second) and left == 0
+    finished = {**RESPONSES, **USED, "gen_ai.response.finish_reasons": ["length"]}
+    assert ends(sink) == {first: finished, second: {**RESPONSES, **ABORTED}}
+
+
 def test_what_goes_on_when_a_call_is_over_ends_with_the_engines_last_word(
     program: Program, sink: Sink
 ) -> None:

@@ -36,6 +36,7 @@ class _Open:
         "ends_with_engine",
         "in_engine",
         "is_answer_seen",
+        "is_over",
         "is_tokenized",
         "known_as",
         "prompts",
@@ -44,13 +45,16 @@ class _Open:
         "tokens",
     )
 
-    def __init__(self, request_id: str, role: str, known_as: str = "") -> None:
-        self.request_id = request_id
-        self.known_as = known_as or request_id
-        """Here; a program's own ids need not be anybody else's."""
+    def __init__(
+        self, known_as: str, role: str, *, is_unique: bool, is_answer_seen: bool = False
+    ) -> None:
+        self.known_as = known_as
+        """Here; others may be known so at the same time, or in other processes."""
+        self.request_id = known_as if is_unique else f"{known_as}-{secrets.token_hex(8)}"
         self.role = role
-        self.is_answer_seen = not known_as
+        self.is_answer_seen = is_answer_seen
         """By hooks at its answer; else what is known of that is the engine's."""
+        self.is_over = False
         self.ends_with_engine = role == _roles.PREFILL
         """The engine's last output for it is its end."""
         self.is_tokenized = False
@@ -73,6 +77,7 @@ class Api:
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
+        """By what they are known as; of several at once the last."""
         self._in_engine: dict[str, _Open] = {}
         """What the requests to the engine are parts of, by the id that each has there."""
         self.silent: dict[str, None] = {}
@@ -94,16 +99,16 @@ class Api:
 
     def _call_over(self, scope: _call.Scope, error: BaseException | None) -> None:
         call = _call.ends(scope)
-        open = None if call is None else self._open.get(call.request_id or "")
+        open = None if call is None else call.request
         if open is None or open.is_answer_seen:
             return
         if error is not None:
-            self.fails(open.known_as, error)
+            self._fail(open, error)
         elif open.in_engine:
             # It goes on without a client, or it is about to be given up.
             open.ends_with_engine = True
         else:
-            self.ends(open.known_as)
+            self._finish(open)
 
     def chat_received(self, request: Any, raw_request: Any) -> None:
         """A chat request, with its headers."""
@@ -115,15 +120,18 @@ class Api:
 
     def _received(self, prefix: str, operation: str, request: Any, raw_request: Any) -> None:
         headers = _carrier.of_call(raw_request)
-        request_id = _id(prefix, request, headers)
-        if request_id is None:
+        known_as = _id(prefix, request, headers)
+        if known_as is None:
             return
-        omnitrace.extract(headers, request_id)
         # pydantic warns whoever asks it for max_tokens, and takes long to say that it has none.
         members = vars(request)
         role = _roles.of_parameters(members.get("kv_transfer_params"))
-        _keep(self._open, request_id, _Open(request_id, role))
-        _call.enters(request_id)
+        # A client may try again before its first try is over.
+        is_unique = known_as not in self._open
+        open = _Open(known_as, role, is_unique=is_unique, is_answer_seen=True)
+        omnitrace.extract(headers, open.request_id)
+        _keep(self._open, known_as, open)
+        _call.enters(open)
         most = members.get("max_completion_tokens")
         attributes = {
             "gen_ai.operation.name": operation,
@@ -134,7 +142,7 @@ class Api:
             "gen_ai.request.top_p": members.get("top_p"),
             "gen_ai.request.stream": members.get("stream"),
         }
-        omnitrace.action(RECEIVED[role], request_id, attributes)
+        omnitrace.action(RECEIVED[role], open.request_id, attributes)
 
     def tokenized(self) -> None:
         """The prompt of this task's request has become tokens."""
@@ -146,7 +154,15 @@ class Api:
 
     def _of_task(self) -> _Open | None:
         call = _call.current()
-        return None if call is None else self._open.get(call.request_id or "")
+        open = None if call is None else call.request
+        return None if open is None or open.is_over else open
+
+    def _named(self, known_as: str | None) -> _Open | None:
+        """Of several that are known so, the one that this task works for."""
+        open = self._of_task()
+        if open is not None and open.known_as == known_as:
+            return open
+        return self._open.get(known_as or "")
 
     def chat_answered(self, request: Any, raw_request: Any, result: Any) -> None:
         """The answer to a chat request, or what will stream it."""
@@ -159,15 +175,14 @@ class Api:
     def _answered(self, prefix: str, request: Any, raw_request: Any, result: Any) -> None:
         if hasattr(result, "__anext__"):
             return
-        request_id = _id(prefix, request, _carrier.of_call(raw_request))
-        if request_id is None:
+        open = self._named(_id(prefix, request, _carrier.of_call(raw_request)))
+        if open is None:
             return
         if isinstance(result, BaseException):
-            self.fails(request_id, result)
-        elif (error := _error(result)) is not None:
-            self._finish(request_id, {"error.type": error})
+            self._fail(open, result)
         else:
-            self.ends(request_id)
+            error = _error(result)
+            self._finish(open, None if error is None else {"error.type": error})
 
     def sent(self, request: Any) -> None:
         """A request leaves for the engine, where it has an id of its own."""
@@ -191,14 +206,14 @@ class Api:
         is_call = call.is_new
         request_id = _carrier.request_id(call.headers) if is_call else None
         known_as = request_id or _external_id(request)
-        # Counted, from the start of each process.
+        # A program's own are counted, from the start of each process.
         is_number = known_as.isdigit() and not request_id
-        request_id = f"{known_as}-{secrets.token_hex(8)}" if is_number else known_as
-        omnitrace.extract(call.headers, request_id)
-        open = _Open(request_id, _roles.of_request(request), known_as)
+        is_unique = not is_number and known_as not in self._open
+        open = _Open(known_as, _roles.of_request(request), is_unique=is_unique)
+        omnitrace.extract(call.headers, open.request_id)
         _keep(self._open, known_as, open)
         if is_call:
-            call.request_id = known_as
+            call.request = open
         else:
             open.ends_with_engine = True
         attributes = {
@@ -208,7 +223,7 @@ class Api:
             **_usage.ASKED.of(getattr(request, "sampling_params", None)),
         }
         received = call.received if is_call else None
-        omnitrace.action(RECEIVED[open.role], request_id, attributes, timestamp=received)
+        omnitrace.action(RECEIVED[open.role], open.request_id, attributes, timestamp=received)
         return open
 
     def outputs(self, outputs: Iterable[Any]) -> None:
@@ -276,7 +291,7 @@ class Api:
     def _leaves_engine(self, open: _Open, engine_id: str) -> None:
         open.in_engine.discard(engine_id)
         if open.ends_with_engine and not open.in_engine:
-            self.ends(open.known_as)
+            self._finish(open)
 
     def _forget(self, engine_id: str) -> None:
         self._in_engine.pop(engine_id, None)
@@ -292,15 +307,16 @@ class Api:
 
     def _known(self, request: Any) -> _Open | None:
         """The request that one to the engine is part of by its id."""
-        request_id = _external_id(request)
-        open = self._open.get(request_id)
-        if open is None and (prompt := _PROMPT_OF.fullmatch(request_id)):
-            return self._open.get(prompt[1])
+        known_as = _external_id(request)
+        open = self._named(known_as)
+        if open is None and (prompt := _PROMPT_OF.fullmatch(known_as)):
+            return self._named(prompt[1])
         return open
 
     def begins(self, request_id: str) -> None:
         """The answer is going to be streamed, by another task than took the request."""
-        _call.enters(request_id)
+        if (open := self._named(request_id)) is not None:
+            _call.enters(open)
 
     def breaks(self, error: str) -> None:
         """The answer that this task streams is to end with an error, as JSON."""
@@ -309,36 +325,45 @@ class Api:
 
     def streams(self, request_id: str, chunk: str) -> None:
         """A chunk of the answer goes to the client."""
-        open = self._open.get(request_id)
+        open = self._named(request_id)
         if open is None or open.role == _roles.PREFILL or open.tokens >= len(TOKENS):
             return
         # Neither an error nor the usage nor the end of the stream.
         if chunk.startswith(_CHUNK) and _NO_CHOICE not in chunk:
-            omnitrace.action(TOKENS[open.tokens], request_id)
+            omnitrace.action(TOKENS[open.tokens], open.request_id)
             open.tokens += 1
 
     def ends(self, request_id: str) -> None:
         """The whole answer is there."""
-        self._finish(request_id, {})
+        if (open := self._named(request_id)) is not None:
+            self._finish(open)
 
     def fails(self, request_id: str, error: BaseException) -> None:
         """There will be no more of the answer."""
+        if (open := self._named(request_id)) is not None:
+            self._fail(open, error)
+
+    def _fail(self, open: _Open, error: BaseException) -> None:
         kind = type(error)
         if kind.__name__ in {"CancelledError", "GeneratorExit"}:
             # The client has gone.
             said = {"omnitrace.aborted": True, "gen_ai.response.finish_reasons": ["abort"]}
-            self._finish(request_id, said)
+            self._finish(open, said)
         else:
-            self._finish(request_id, {"error.type": kind.__qualname__})
+            self._finish(open, {"error.type": kind.__qualname__})
 
-    def _finish(self, request_id: str, attributes: dict[str, Any]) -> None:
-        open = self._open.pop(request_id, None)
-        if open is None:
+    def _finish(self, open: _Open, attributes: dict[str, Any] | None = None) -> None:
+        if open.is_over:
             return
+        open.is_over = True
+        if self._open.get(open.known_as) is open:
+            del self._open[open.known_as]
         for in_engine in open.in_engine:
             # Its client has not waited for the engine.
             self._forget(in_engine)
-        omnitrace.action(FINISHED[open.role], open.request_id, {**open.attributes, **attributes})
+        omnitrace.action(
+            FINISHED[open.role], open.request_id, {**open.attributes, **(attributes or {})}
+        )
 
 
 def _keep(requests: dict[str, Any], request_id: str, what: Any) -> None:

@@ -17,10 +17,10 @@ Scope = MutableMapping[str, Any]
 class Call:
     """A call: most are no requests to the engine, some need it several times."""
 
-    __slots__ = ("headers", "is_programs", "path", "received", "request_id", "scope")
+    __slots__ = ("headers", "is_programs", "path", "received", "request", "scope")
 
-    def __init__(self, request_id: str | None = None, scope: Scope | None = None) -> None:
-        self.request_id = request_id
+    def __init__(self, request: Any = None, scope: Scope | None = None) -> None:
+        self.request = request
         """The request that it is, as soon as that is known."""
         self.scope = scope
         """None: it is over, or it is not known to be one."""
@@ -38,7 +38,7 @@ class Call:
     @property
     def is_new(self) -> bool:
         """It has not been over yet, and is not known to be a request."""
-        return self.scope is not None and self.request_id is None
+        return self.scope is not None and self.request is None
 
 
 _current: ContextVar[Call | None] = ContextVar("omnitrace_call", default=None)
@@ -67,13 +67,13 @@ def ends(scope: Scope) -> Call | None:
     return call
 
 
-def enters(request_id: str) -> None:
+def enters(request: Any) -> None:
     """This task works for a request."""
     call = current()
-    if call is None or call.request_id not in (None, request_id):
-        _current.set(Call(request_id))
+    if call is None or call.request not in (None, request):
+        _current.set(Call(request))
     else:
-        call.request_id = request_id
+        call.request = request
 
 
 def carries(headers: Mapping[str, str] | None) -> None:
