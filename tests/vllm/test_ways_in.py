@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,33 @@ def test_every_path_of_the_server_makes_one_trace_of_a_request(stack: Vllm) -> N
     assert tree.tag(decode(left), "gen_ai.request.id") == "left"
     assert tree.tag(decode(left), "omnitrace.aborted") is True
     assert tree.tag(decode(left), "gen_ai.response.finish_reasons") == '["abort"]'
+    assert stack.messages("serve") == []
+
+
+def test_a_client_that_tries_again_too_soon_has_two_requests(stack: Vllm) -> None:
+    stack.start_node("serve", stack.decode, [])
+    stack.wait_for_node("serve", stack.decode)
+
+    def chat(number: int, tokens: int) -> bytes:
+        caller = f"00-{trace_id(number)}-00f067aa0ba902b7-01"
+        body = {"messages": MESSAGES, "max_tokens": tokens, "stream": True}
+        headers = {"X-Request-Id": "again", "traceparent": caller}
+        return post(stack.decode, "chat/completions", body, headers)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(chat, 1, 500)
+        # It is at work for seconds.
+        time.sleep(0.5)
+        assert chat(2, 8)
+        assert not first.done()
+        assert first.result()
+
+    traces = traces_of(stack, 2)
+    assert [tree.shape(traces[trace_id(number)]) for number in (1, 2)] == [STREAMED] * 2
+    spans = [decode(traces[trace_id(number)]) for number in (1, 2)]
+    assert [tree.tag(span, "gen_ai.usage.output_tokens") for span in spans] == [500, 8]
+    one, two = [str(tree.tag(span, "gen_ai.request.id")) for span in spans]
+    assert one == "again" and re.fullmatch("again-[0-9a-f]{16}", two)
     assert stack.messages("serve") == []
 
 
