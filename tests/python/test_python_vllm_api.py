@@ -213,7 +213,6 @@ def test_a_client_that_tries_again_before_its_first_try_is_over_has_two_requests
             if not first:
                 # Versions without ids of their own in the engine take none twice.
                 api.chat_answered(chat(), request, ErrorResponse("BadRequestError"))
-                refused.set()
                 return
             sent = of_engine("chatcmpl-a")
             api.sent(sent)
@@ -229,7 +228,9 @@ def test_a_client_that_tries_again_before_its_first_try_is_over_has_two_requests
         async def both():
             first = asyncio.create_task(serve(True))
             await started.wait()
-            await asyncio.create_task(serve(False))
+            for _ in range(2):
+                await asyncio.create_task(serve(False))
+            refused.set()
             await first
             await serve(True)
         asyncio.run(both())
@@ -237,24 +238,27 @@ def test_a_client_that_tries_again_before_its_first_try_is_over_has_two_requests
         """,
         TRACEPARENT,
     )
-    # Later it is one that comes again.
+    # The last one comes when all are over.
     assert result.said == ["a", "a", [0, 0, 0]]
     whole = [(SENT, "a", {}), ("First decode output token", "a", {}), (FINISHED, "a", USED)]
-    (_, second, _) = recorded(result)[2]
-    assert re.fullmatch("a-[0-9a-f]{16}", second)
+    second, third = {of: None for _, of, _ in recorded(result) if of != "a"}
+    assert all(re.fullmatch("a-[0-9a-f]{16}", each) for each in (second, third))
     asked = {key: value for key, value in ASKED.items() if key != "gen_ai.request.max_tokens"}
     assert recorded(result) == [
         (RECEIVED, "a", asked),
         whole[0],
         (RECEIVED, second, asked),
         (FINISHED, second, {"error.type": "BadRequestError"}),
+        (RECEIVED, third, asked),
+        (FINISHED, third, {"error.type": "BadRequestError"}),
         *whole[1:],
         (RECEIVED, "a", asked),
         *whole,
     ]
-    of_second = [span for span in sink.spans if span.attributes["gen_ai.request.id"] == second]
-    # Where its caller is.
-    assert {f"00-{s.trace_id}-{s.parent_id}-01" for s in of_second} == {TRACEPARENT}
+    # Where their caller is, and none with another's span.
+    roots = [span for span in sink.spans if span.name == "Decode"]
+    assert {f"00-{s.trace_id}-{s.parent_id}-01" for s in roots} == {TRACEPARENT}
+    assert len({s.span_id for s in roots}) == 3
 
 
 def test_tokens_are_those_of_the_tasks_own_request(program: Program, sink: Sink) -> None:

@@ -38,6 +38,7 @@ class _Open:
         "is_answer_seen",
         "is_over",
         "is_tokenized",
+        "kept_as",
         "known_as",
         "prompts",
         "request_id",
@@ -45,14 +46,14 @@ class _Open:
         "tokens",
     )
 
-    def __init__(
-        self, known_as: str, role: str, *, is_unique: bool, is_answer_seen: bool = False
-    ) -> None:
+    def __init__(self, known_as: str, request_id: str, kept_as: str, role: str) -> None:
         self.known_as = known_as
         """Here; others may be known so at the same time, or in other processes."""
-        self.request_id = known_as if is_unique else f"{known_as}-{secrets.token_hex(8)}"
+        self.request_id = request_id
+        self.kept_as = kept_as
+        """Among those that are open."""
         self.role = role
-        self.is_answer_seen = is_answer_seen
+        self.is_answer_seen = False
         """By hooks at its answer; else what is known of that is the engine's."""
         self.is_over = False
         self.ends_with_engine = role == _roles.PREFILL
@@ -77,7 +78,7 @@ class Api:
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
-        """By what they are known as; of several at once the last."""
+        """By what they are known as; of several at once the first, the others by their own ids."""
         self._in_engine: dict[str, _Open] = {}
         """What the requests to the engine are parts of, by the id that each has there."""
         self.silent: dict[str, None] = {}
@@ -126,11 +127,8 @@ class Api:
         # pydantic warns whoever asks it for max_tokens, and takes long to say that it has none.
         members = vars(request)
         role = _roles.of_parameters(members.get("kv_transfer_params"))
-        # A client may try again before its first try is over.
-        is_unique = known_as not in self._open
-        open = _Open(known_as, role, is_unique=is_unique, is_answer_seen=True)
-        omnitrace.extract(headers, open.request_id)
-        _keep(self._open, known_as, open)
+        open = self._begin(known_as, role, headers)
+        open.is_answer_seen = True
         _call.enters(open)
         most = members.get("max_completion_tokens")
         attributes = {
@@ -143,6 +141,19 @@ class Api:
             "gen_ai.request.stream": members.get("stream"),
         }
         omnitrace.action(RECEIVED[role], open.request_id, attributes)
+
+    def _begin(
+        self, known_as: str, role: str, headers: _carrier.Headers, *, is_counted: bool = False
+    ) -> _Open:
+        # A client may try again before its first try is over.
+        is_taken = known_as in self._open
+        is_unique = not (is_taken or is_counted)
+        request_id = known_as if is_unique else f"{known_as}-{secrets.token_hex(8)}"
+        kept_as = request_id if is_taken else known_as
+        open = _Open(known_as, request_id, kept_as, role)
+        omnitrace.extract(headers, request_id)
+        _keep(self._open, kept_as, open)
+        return open
 
     def tokenized(self) -> None:
         """The prompt of this task's request has become tokens."""
@@ -206,12 +217,10 @@ class Api:
         is_call = call.is_new
         request_id = _carrier.request_id(call.headers) if is_call else None
         known_as = request_id or _external_id(request)
-        # A program's own are counted, from the start of each process.
-        is_number = known_as.isdigit() and not request_id
-        is_unique = not is_number and known_as not in self._open
-        open = _Open(known_as, _roles.of_request(request), is_unique=is_unique)
-        omnitrace.extract(call.headers, open.request_id)
-        _keep(self._open, known_as, open)
+        # A program's own are, from the start of each process.
+        is_counted = known_as.isdigit() and not request_id
+        role = _roles.of_request(request)
+        open = self._begin(known_as, role, call.headers, is_counted=is_counted)
         if is_call:
             call.request = open
         else:
@@ -356,8 +365,8 @@ class Api:
         if open.is_over:
             return
         open.is_over = True
-        if self._open.get(open.known_as) is open:
-            del self._open[open.known_as]
+        if self._open.get(open.kept_as) is open:
+            del self._open[open.kept_as]
         for in_engine in open.in_engine:
             # Its client has not waited for the engine.
             self._forget(in_engine)
