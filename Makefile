@@ -199,8 +199,8 @@ test-vendored: $(T)/.venv module vendored
 reloads: $(T)/.venv module
 	RELOADS=$${RELOADS:-100} $(VENV)/bin/pytest -q tests/nginx/test_nginx_reloads.py
 
-# Programs that are no tests find the tests' helpers so.
-valgrind asan bench-nginx: export PYTHONPATH := examples/demo:tests/nginx
+# Programs that are no tests find the tests' helpers so; what they need is made without it.
+valgrind asan bench-nginx: private export PYTHONPATH := examples/demo:tests/nginx
 
 # REQUESTS are those of each nginx; two million take hours.
 valgrind: $(T)/.venv module vendored

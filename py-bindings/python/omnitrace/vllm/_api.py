@@ -38,7 +38,6 @@ class _Open:
         "is_answer_seen",
         "is_over",
         "is_tokenized",
-        "kept_as",
         "known_as",
         "prompts",
         "request_id",
@@ -46,12 +45,10 @@ class _Open:
         "tokens",
     )
 
-    def __init__(self, known_as: str, request_id: str, kept_as: str, role: str) -> None:
+    def __init__(self, known_as: str, request_id: str, role: str) -> None:
         self.known_as = known_as
         """Here; others may be known so at the same time, or in other processes."""
         self.request_id = request_id
-        self.kept_as = kept_as
-        """Among those that are open."""
         self.role = role
         self.is_answer_seen = False
         """By hooks at its answer; else what is known of that is the engine's."""
@@ -78,7 +75,7 @@ class Api:
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
-        """By what they are known as; of several at once the first, the others by their own ids."""
+        """By what they are known as; of several at once the first, their tasks know the others."""
         self._in_engine: dict[str, _Open] = {}
         """What the requests to the engine are parts of, by the id that each has there."""
         self.silent: dict[str, None] = {}
@@ -149,10 +146,10 @@ class Api:
         is_taken = known_as in self._open
         is_unique = not (is_taken or is_counted)
         request_id = known_as if is_unique else f"{known_as}-{secrets.token_hex(8)}"
-        kept_as = request_id if is_taken else known_as
-        open = _Open(known_as, request_id, kept_as, role)
+        open = _Open(known_as, request_id, role)
         omnitrace.extract(headers, request_id)
-        _keep(self._open, kept_as, open)
+        if not is_taken:
+            _keep(self._open, known_as, open)
         return open
 
     def tokenized(self) -> None:
@@ -365,8 +362,8 @@ class Api:
         if open.is_over:
             return
         open.is_over = True
-        if self._open.get(open.kept_as) is open:
-            del self._open[open.kept_as]
+        if self._open.get(open.known_as) is open:
+            del self._open[open.known_as]
         for in_engine in open.in_engine:
             # Its client has not waited for the engine.
             self._forget(in_engine)
