@@ -199,14 +199,14 @@ test-vendored: $(T)/.venv module vendored
 reloads: $(T)/.venv module
 	RELOADS=$${RELOADS:-100} $(VENV)/bin/pytest -q tests/nginx/test_nginx_reloads.py
 
-# Programs that are no tests find the tests' helpers so; what they need is made without it.
-valgrind asan bench-nginx: private export PYTHONPATH := examples/demo:tests/nginx
+# Programs that are no tests find the tests' helpers so.
+NGINX_PROGRAM := PYTHONPATH=examples/demo:tests/nginx $(PYTHON)
 
 # REQUESTS are those of each nginx; two million take hours.
 valgrind: $(T)/.venv module vendored
 	@.ci/packages wrk valgrind
-	$(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
-	$(ON_VENDORED) $(PYTHON) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
+	$(NGINX_PROGRAM) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
+	$(ON_VENDORED) $(NGINX_PROGRAM) tests/nginx/memory.py valgrind $${REQUESTS:-20000}
 
 # REQUESTS are those of each nginx; the default takes about half an hour. Both are built with
 # Rust's nightly, which brings the sanitizer's runtime, and clang.
@@ -218,7 +218,7 @@ asan: $(T)/.packages $(T)/.venv
 	    tests/nginx/asan.sh $$version $(T)/asan/$$version && \
 	    OMNITRACE_NGINX=$(CURDIR)/$(T)/asan/$$version/objs/nginx \
 	    OMNITRACE_NGINX_MODULE=$(CURDIR)/$(T)/asan/$$version/libngx_http_omnitrace_module.so \
-	    $(PYTHON) tests/nginx/memory.py asan $${REQUESTS:-2000000} || exit 1; done
+	    $(NGINX_PROGRAM) tests/nginx/memory.py asan $${REQUESTS:-2000000} || exit 1; done
 
 # Ten minutes for each target, or FUZZ_SECONDS; what is new goes beside the corpus. The converter's
 # threads may still be ending when leaks are looked for.
@@ -240,7 +240,7 @@ bench: profile $(T)/.wheel
 
 bench-nginx: module $(T)/.venv
 	@.ci/packages wrk
-	$(PYTHON) tests/bench/nginx.py
+	$(NGINX_PROGRAM) tests/bench/nginx.py
 
 # With what test-vllm has installed.
 bench-vllm: $(T)/.packages command $(T)/.wheel collector
