@@ -30,10 +30,14 @@ CLIENT = "4bf92f3577b34da6a3ce929d0e0e4736"
 """The trace of a client that has one."""
 
 
+ALIKE = {"model": "standin", "temperature": 0, "ignore_eos": True}
+"""What makes two answers the same, and as long as they may be."""
+
+
 def post(port: int, path: str, body: dict[str, Any], headers: dict[str, str]) -> bytes:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/{path}",
-        json.dumps({"model": "standin", "temperature": 0, "ignore_eos": True, **body}).encode(),
+        json.dumps({**ALIKE, **body}).encode(),
         {"Content-Type": "application/json", **headers},
     )
     with urllib.request.urlopen(request, timeout=120) as response:

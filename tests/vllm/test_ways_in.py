@@ -7,12 +7,13 @@ import http.client
 import json
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_versions import CLIENT, SERVED, STREAMED, post
+from test_versions import ALIKE, CLIENT, SERVED, STREAMED, post
 
 import tree
 from pair import SENTENCE, VERSION, Vllm
@@ -64,15 +65,19 @@ def decode(trace: dict[str, Any]) -> dict[str, Any]:
     return tree.the(trace, "Decode")
 
 
-def leave(port: int, body: dict[str, Any], headers: dict[str, str]) -> None:
-    """A client that goes after the first event of its answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    asked = json.dumps({"model": "standin", "stream": True, **body})
-    connection.request(
-        "POST", "/v1/responses", asked, {"Content-Type": "application/json", **headers}
-    )
-    assert connection.getresponse().readline()
-    connection.close()
+@contextmanager
+def streamed(
+    port: int, path: str, body: dict[str, Any], headers: dict[str, str]
+) -> Iterator[http.client.HTTPResponse]:
+    """An answer of which the first line is read: the engine is at work on it. Who does not
+    read the rest has gone."""
+    asked = json.dumps({**ALIKE, "stream": True, **body})
+    headers = {"Content-Type": "application/json", **headers}
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", f"/v1/{path}", asked, headers)
+        answer = connection.getresponse()
+        assert answer.readline()
+        yield answer
 
 
 @pytest.fixture
@@ -89,7 +94,9 @@ def test_every_path_of_the_server_makes_one_trace_of_a_request(stack: Vllm) -> N
     for number, (name, (path, body, _, _)) in enumerate(ASKED.items(), 1):
         caller = f"00-{trace_id(number)}-00f067aa0ba902b7-01"
         assert post(stack.decode, path, body, {"X-Request-Id": name, "traceparent": caller})
-    leave(stack.decode, {**TEXT, "max_output_tokens": 500}, {"X-Request-Id": "left"})
+    long = {**TEXT, "max_output_tokens": 500}
+    with streamed(stack.decode, "responses", long, {"X-Request-Id": "left"}):
+        pass
 
     traces = traces_of(stack, len(ASKED) + 1)
     for number, (name, (path, _, shape, tokens)) in enumerate(ASKED.items(), 1):
@@ -114,18 +121,16 @@ def test_a_client_that_tries_again_too_soon_has_two_requests(stack: Vllm) -> Non
     stack.start_node("serve", stack.decode, [])
     stack.wait_for_node("serve", stack.decode)
 
-    def chat(number: int, tokens: int) -> bytes:
+    def chat(number: int, tokens: int) -> AbstractContextManager[http.client.HTTPResponse]:
         caller = f"00-{trace_id(number)}-00f067aa0ba902b7-01"
-        body = {"messages": MESSAGES, "max_tokens": tokens, "stream": True}
+        body = {"messages": MESSAGES, "max_tokens": tokens}
         headers = {"X-Request-Id": "again", "traceparent": caller}
-        return post(stack.decode, "chat/completions", body, headers)
+        return streamed(stack.decode, "chat/completions", body, headers)
 
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(chat, 1, 500)
-        # It is at work for seconds.
-        time.sleep(0.5)
-        assert chat(2, 8)
-        assert first.result()
+    with chat(1, 500) as first:
+        with chat(2, 8) as second:
+            assert second.read()
+        assert first.read()
 
     traces = traces_of(stack, 2)
     assert [tree.shape(traces[trace_id(number)]) for number in (1, 2)] == [STREAMED] * 2
