@@ -1,7 +1,7 @@
 //! Attribute keys that are said once: a span then holds only their numbers.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -29,14 +29,15 @@ pub struct Key {
     text: &'static str,
     /// 0 while it has not been asked for, else its number and 1; [`NONE`] where
     /// there is none.
-    number: AtomicU32,
+    number: AtomicU64,
 }
 
-const NONE: u32 = u32::MAX;
+const NONE: u64 = u64::MAX;
 
 /// The number of a key in this process.
+// A whole word: half of one that has just been written is slow to read as part of a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyId(pub(crate) u16);
+pub struct KeyId(u64);
 
 /// An attribute key as the caller holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Key {
     pub const fn new(text: &'static str) -> Self {
         Self {
             text,
-            number: AtomicU32::new(0),
+            number: AtomicU64::new(0),
         }
     }
 
@@ -62,14 +63,14 @@ impl Key {
         match self.number.load(Ordering::Relaxed) {
             0 => self.register(),
             NONE => KeyRef::Text(self.text),
-            number => KeyRef::Known(KeyId((number - 1) as u16)),
+            number => KeyRef::Known(KeyId(number - 1)),
         }
     }
 
     #[cold]
     fn register(&self) -> KeyRef<'static> {
         let id = KeyId::of(self.text);
-        let number = id.map_or(NONE, |id| u32::from(id.0) + 1);
+        let number = id.map_or(NONE, |id| id.0 + 1);
         self.number.store(number, Ordering::Relaxed);
         id.map_or(KeyRef::Text(self.text), KeyRef::Known)
     }
@@ -90,12 +91,16 @@ impl KeyId {
                     let id = Self::new(text)?;
                     // Another thread may have been faster, here or with the same
                     // text: two numbers of one text are both right.
-                    let _ =
-                        place.compare_exchange(0, id.0 + 1, Ordering::Release, Ordering::Relaxed);
+                    let _ = place.compare_exchange(
+                        0,
+                        id.number() + 1,
+                        Ordering::Release,
+                        Ordering::Relaxed,
+                    );
                     return Some(id);
                 }
                 number => {
-                    let id = Self(number - 1);
+                    let id = Self::from_number(number - 1);
                     if id.text() == text {
                         return Some(id);
                     }
@@ -115,24 +120,24 @@ impl KeyId {
         };
         // There are few, and they are for ever.
         slot.get_or_init(|| Box::leak(text.into()));
-        Some(Self(at as u16))
+        Some(Self(at as u64))
     }
 
     /// As an integer, for whoever keeps numbers in a table of its own.
     #[inline]
     pub fn number(self) -> u16 {
-        self.0
+        self.0 as u16
     }
 
     /// The id with this [`KeyId::number`].
     #[inline]
     pub fn from_number(number: u16) -> Self {
-        Self(number)
+        Self(u64::from(number))
     }
 
     /// The key's text.
     pub fn text(self) -> &'static str {
-        let slot = KEYS.get(usize::from(self.0));
+        let slot = KEYS.get(self.0 as usize);
         slot.and_then(OnceLock::get).copied().unwrap_or_default()
     }
 }

@@ -11,13 +11,16 @@ use crate::context::SpanContext;
 use crate::engine;
 use crate::event::{Action, FreeSpan, Parent};
 use crate::id::{TraceId, canonical_request_id};
+use crate::key::KeyRef;
 use crate::propagation::Propagators;
 use crate::queue::{
-    self, ActionRecord, Bind, Cut, Kept, Limited, PackedAttributes, Queue, SpanRecord, kept_id,
+    self, ActionRecord, Bind, Cut, Kept, Limited, PackedAttributes, Queue, Refused, SpanRecord,
+    kept_id,
 };
 use crate::sampler::Sampler;
 use crate::scopes::Scopes;
 use crate::span::{Dropped, InstrumentationScope, Link, ScopeId, SpanEvent};
+use crate::value::ValueRef;
 use crate::vocabulary::{ActionId, Vocabulary};
 
 /// Takes records from any thread; waits for nobody.
@@ -103,16 +106,27 @@ impl Recorder {
         last: bool,
         action: &Action<'_>,
     ) -> bool {
-        let cut;
-        let kept = match Kept::new(action.attributes, &self.limits) {
-            Some(kept) => kept,
-            None => {
-                cut = Cut::new(action.attributes, &self.limits);
-                Kept::of_cut(&cut.list)
+        self.push_kept(action.attributes, |kept| {
+            let record = ActionRecord::new(id, carried, action, kept);
+            self.queue.push(&record.last(last))
+        })
+    }
+
+    /// Has `push` record all of these attributes, or as many of them as are kept. False: the
+    /// queue was full.
+    #[inline]
+    fn push_kept(
+        &self,
+        attributes: &[(KeyRef<'_>, ValueRef<'_>)],
+        push: impl Fn(Kept<'_>) -> Result<(), Refused>,
+    ) -> bool {
+        match push(Kept::new(attributes, &self.limits)) {
+            Err(Refused::TooLong) => {
+                let cut = Cut::new(attributes, &self.limits);
+                push(Kept::of_cut(&cut.list)).is_ok()
             }
-        };
-        self.queue
-            .push(&ActionRecord::new(id, carried, action, kept).last(last))
+            pushed => pushed.is_ok(),
+        }
     }
 
     /// Records a finished span. False: the queue was full; it is counted. A span
@@ -127,11 +141,15 @@ impl Recorder {
         }
         let simple =
             span.events.is_empty() && span.links.is_empty() && span.dropped == Dropped::default();
-        let pushed = match Kept::new(span.attributes, &self.limits) {
-            Some(kept) if simple => self.queue.push(&SpanRecord::new(span, kept, &[])),
-            _ => self.push_other(span),
+        let kept = Kept::new(span.attributes, &self.limits);
+        let refused = match simple {
+            true => self.queue.push(&SpanRecord::new(span, kept, &[])),
+            false => Err(Refused::TooLong),
         };
-        self.count(pushed)
+        self.count(match refused {
+            Err(Refused::TooLong) => self.push_other(span),
+            pushed => pushed.is_ok(),
+        })
     }
 
     /// The same with these attributes in place of the span's own.
@@ -151,7 +169,8 @@ impl Recorder {
             queue::more(span)
         };
         let kept = Kept::Packed(attributes);
-        self.count(self.queue.push(&SpanRecord::new(span, kept, &more)))
+        let record = SpanRecord::new(span, kept, &more);
+        self.count(self.queue.push(&record).is_ok())
     }
 
     #[inline]
@@ -166,10 +185,8 @@ impl Recorder {
     /// events, links and dropped counts: what [`FreeSpan`] has of them does not count.
     #[inline]
     pub(crate) fn packed_span(&self, span: &FreeSpan<'_>, attributes: &Limited, more: &[u8]) {
-        self.count(
-            self.queue
-                .push(&SpanRecord::new(span, attributes.kept(), more)),
-        );
+        let record = SpanRecord::new(span, attributes.kept(), more);
+        self.count(self.queue.push(&record).is_ok());
     }
 
     /// A span with events or links, or with more attributes than are kept.
@@ -214,7 +231,9 @@ impl Recorder {
         };
         let more = queue::more(&span);
         let kept = Kept::of_cut(&cut.list);
-        self.queue.push(&SpanRecord::new(&span, kept, &more))
+        self.queue
+            .push(&SpanRecord::new(&span, kept, &more))
+            .is_ok()
     }
 
     /// The number of an instrumentation scope, for [`FreeSpan::scope`]. A process
@@ -238,7 +257,8 @@ impl Recorder {
         let canonical = get(carry::REQUEST_ID).map_or(request_id, kept_id);
         let canonical = canonical_request_id(canonical);
         self.carry.bind(request_id, canonical, context, &propagated);
-        self.queue.push(&Bind {
+        // Lost or not: it is counted.
+        let _ = self.queue.push(&Bind {
             request_id,
             canonical,
             context,

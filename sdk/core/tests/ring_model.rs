@@ -19,17 +19,19 @@ mod sync {
 mod ring;
 
 use ring::Ring;
-use sync::Ordering;
+use sync::{AtomicU64, Ordering};
 
 /// A record of so many words, each of which names it.
 fn push(ring: &Ring, name: u64, words: usize) -> bool {
-    ring.push(words, |room| {
-        let first = words as u64 | 1 << 16 | name << 24;
-        room[0].store(first, Ordering::Relaxed);
-        for word in &room[1..] {
+    let write = |room: &[AtomicU64]| {
+        let (first, rest) = room.get(..words)?.split_first()?;
+        first.store(words as u64 | 1 << 16 | name << 24, Ordering::Relaxed);
+        for word in rest {
             word.store(name, Ordering::Relaxed);
         }
-    })
+        Some(words)
+    };
+    ring.push(write) || ring.push_measured(words, write)
 }
 
 /// The names of the records that are there, each of which must be whole.

@@ -376,7 +376,8 @@ proptest! {
         let queue = Queue::new(1 << 20, Box::new(|| {}));
         let handed = free(&span, &attributes);
         let more = queue::more(&handed);
-        prop_assert!(queue.push(&SpanRecord::new(&handed, Kept::of_cut(&attributes), &more)));
+        let record = SpanRecord::new(&handed, Kept::of_cut(&attributes), &more);
+        prop_assert_eq!(queue.push(&record), Ok(()));
         let place = Place {
             trace_id: span.trace_id,
             parent: span.parent_span_id,

@@ -147,7 +147,7 @@ impl Out {
             }
             self.at += len;
         } else if len > 0 {
-            self.word(tail_word(bytes, bytes), len);
+            self.word(last_word(bytes), len);
         }
     }
 
@@ -333,18 +333,19 @@ pub(crate) fn array<'a>(items: impl Iterator<Item = Raw<'a>>) -> Vec<u8> {
     out.finish()
 }
 
-/// The last, incomplete word of `bytes`, little-endian: `rest` is what is left of
-/// it after whole words, 1 to 7 bytes.
+/// The last of the words that `bytes` are, little-endian and zero-padded.
 #[inline]
-pub(crate) fn tail_word(bytes: &[u8], rest: &[u8]) -> u64 {
+pub(crate) fn last_word(bytes: &[u8]) -> u64 {
+    let padding = 8 * (bytes.len().wrapping_neg() & 7);
     if let Some(last) = bytes.last_chunk::<8>() {
-        return u64::from_le_bytes(*last) >> (64 - 8 * rest.len());
+        return u64::from_le_bytes(*last) >> padding;
     }
-    if let (Some(first), Some(last)) = (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
-        let high = u64::from(u32::from_le_bytes(*last)) << (8 * (rest.len() - 4));
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        let high = u64::from(u32::from_le_bytes(*last)) << (32 - padding);
         return u64::from(u32::from_le_bytes(*first)) | high;
     }
-    rest.iter()
+    bytes
+        .iter()
         .rev()
         .fold(0, |word, byte| word << 8 | u64::from(*byte))
 }

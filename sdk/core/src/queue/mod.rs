@@ -22,7 +22,6 @@ pub(crate) use record::{ActionRecord, Attributes, Bind, DecodedAction, DecodedPh
 pub(crate) use record::{Cut, Encode, Kept, Limited, More, PhaseRecord, Record, SpanRecord};
 pub(crate) use record::{kept_id, more};
 use ring::Ring;
-use writer::Writer;
 
 /// Distinguishes the queues of one process, so that a thread that outlives a
 /// queue does not write into the wrong one.
@@ -31,6 +30,15 @@ static NEXT_QUEUE: AtomicU64 = AtomicU64::new(1);
 thread_local! {
     /// This thread's rings; almost always one.
     static RINGS: RefCell<Vec<(u64, Arc<Ring>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Why a record is not in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is no room; it is counted.
+    Full,
+    /// It has more than is kept of its kind, see [`Cut`].
+    TooLong,
 }
 
 /// A many-producer queue of records without shared state on the fast path.
@@ -66,23 +74,24 @@ impl Queue {
         self.id
     }
 
-    /// Copies a record into this thread's ring. False: no room, counted.
+    /// Copies a record into this thread's ring.
     #[inline]
-    pub(crate) fn push(&self, record: &impl Encode) -> bool {
+    pub(crate) fn push(&self, record: &impl Encode) -> Result<(), Refused> {
         let push = |rings: &RefCell<Vec<(u64, Arc<Ring>)>>| {
             let rings = &mut *rings.borrow_mut();
             if rings.first().is_none_or(|(queue, _)| *queue != self.id) {
                 self.bring_forward(rings);
             }
             let Some((_, ring)) = rings.first() else {
-                return false;
+                return Err(Refused::Full);
             };
-            let pushed = ring.push(record.words(), |room| {
-                let mut writer = Writer::new(room);
-                record.encode(&mut writer);
-                debug_assert!(writer.is_done());
-            });
-            if (!pushed || ring.is_due()) && !self.wake_pending.swap(true, Ordering::AcqRel) {
+            let pushed = match ring.push(|room| record.encode(room)) {
+                true => Ok(()),
+                false => push_measured(ring, record),
+            };
+            if (pushed == Err(Refused::Full) || ring.is_due())
+                && !self.wake_pending.swap(true, Ordering::AcqRel)
+            {
                 (self.wake)();
             }
             pushed
@@ -90,7 +99,7 @@ impl Queue {
         // A thread that is ending, and drops what it still has, may have lost its rings.
         RINGS.try_with(push).unwrap_or_else(|_| {
             self.lost_before.fetch_add(1, Ordering::Relaxed);
-            false
+            Err(Refused::Full)
         })
     }
 
@@ -154,23 +163,43 @@ impl Queue {
     }
 }
 
+/// For a record that found no room where it could be of any length.
+#[cold]
+fn push_measured(ring: &Ring, record: &impl Encode) -> Result<(), Refused> {
+    let words = record.words().ok_or(Refused::TooLong)?;
+    match ring.push_measured(words, |room| record.encode(room)) {
+        true => Ok(()),
+        false => Err(Refused::Full),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Action, ActionName};
+    use crate::event::{Action, ActionName, Attributes};
+    use crate::key::KeyRef;
     use crate::queue::record::ActionRecord;
+    use crate::value::ValueRef;
     use crate::vocabulary::ActionId;
 
     fn action(time: u64, request_id: &str) -> ActionRecord<'_> {
+        action_with(time, request_id, &[])
+    }
+
+    fn action_with<'a>(
+        time: u64,
+        request_id: &'a str,
+        attributes: Attributes<'a>,
+    ) -> ActionRecord<'a> {
         let action = Action {
             name: "n",
             time,
             request_id,
             occurrence: 0,
             context: None,
-            attributes: &[],
+            attributes,
         };
-        ActionRecord::new(Some(ActionId(7)), false, &action, Kept::of_cut(&[]))
+        ActionRecord::new(Some(ActionId(7)), false, &action, Kept::of_cut(attributes))
     }
 
     /// Miri takes its time.
@@ -185,7 +214,7 @@ mod tests {
                 std::thread::spawn(move || {
                     let id = format!("request-{t}");
                     for time in 0..RECORDS {
-                        assert!(queue.push(&action(time, &id)));
+                        assert_eq!(queue.push(&action(time, &id)), Ok(()));
                     }
                 })
             })
@@ -212,12 +241,44 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_the_same_wherever_in_the_ring_it_lies() {
+        let queue = Queue::new(0, Box::new(|| {}));
+        let (value, key) = ("v".repeat(77), "k".repeat(13));
+        let attributes = [
+            (KeyRef::Text(&key), ValueRef::Str(&value)),
+            (KeyRef::Text("n"), ValueRef::I64(-1)),
+        ];
+        let simple = action(1, "request");
+        let long = action_with(2, "request", &attributes);
+        let said = |record: &ActionRecord<'_>| {
+            assert_eq!(queue.push(record), Ok(()));
+            let mut said = String::new();
+            queue.drain(|record| match record {
+                Record::Action(action) => {
+                    said = format!("{action:?} {:?}", action.attributes.to_vec());
+                }
+                other => panic!("{other:?}"),
+            });
+            said
+        };
+        let (first_simple, first_long) = (said(&simple), said(&long));
+        // Of 4 and of 20 words: the ring's end comes in the midst of them.
+        for _ in 0..200 {
+            assert_eq!(
+                (said(&simple), said(&long)),
+                (first_simple.clone(), first_long.clone())
+            );
+        }
+        assert_eq!(queue.lost(), 0);
+    }
+
+    #[test]
     fn a_thread_that_records_waits_for_no_lock() {
         let queue = Queue::new(1 << 16, Box::new(|| {}));
         // The first record makes the ring and takes its place among the others.
-        assert!(queue.push(&action(1, "r")));
+        assert_eq!(queue.push(&action(1, "r")), Ok(()));
         let _held = queue.lock();
-        assert!(queue.push(&action(2, "r")));
+        assert_eq!(queue.push(&action(2, "r")), Ok(()));
     }
 
     #[test]
@@ -231,7 +292,7 @@ mod tests {
             }),
         );
         let mut pushed = 0;
-        while queue.push(&action(1, "r")) {
+        while queue.push(&action(1, "r")).is_ok() {
             pushed += 1;
         }
         let mut drained = 0;
@@ -240,6 +301,6 @@ mod tests {
             (drained, queue.lost(), woken.load(Ordering::Relaxed)),
             (pushed, 1, 1)
         );
-        assert!(queue.push(&action(2, "r")));
+        assert_eq!(queue.push(&action(2, "r")), Ok(()));
     }
 }

@@ -11,6 +11,9 @@ use super::sync::{AtomicU64, AtomicUsize, Ordering, zeroed};
 /// The longest record, in words: its length has so many bits.
 pub(crate) const MAX_WORDS: usize = u16::MAX as usize;
 
+/// Most words of a record that is written without knowing how long it will be.
+const MAX_UNMEASURED: usize = MAX_WORDS / 2;
+
 /// With so many words waiting the reader should come: what it takes then is still in the
 /// processor's caches, and makes few batches at once.
 const DUE_WORDS: usize = 256 << 10 >> 3;
@@ -68,10 +71,31 @@ impl Ring {
         }
     }
 
+    /// Has `write` fill a record where there is room for one that is not known to be
+    /// long; it says how many words it took, as the first of them does. False: it says
+    /// that this is not enough, which is the case at the ring's end and until the reader's
+    /// progress has been looked at, by [`Self::push_measured`].
+    #[inline]
+    pub(crate) fn push(&self, write: impl FnOnce(&[AtomicU64]) -> Option<usize>) -> bool {
+        let head = self.producer.0.head.load(Ordering::Relaxed);
+        let used = head.wrapping_sub(self.producer.0.tail.load(Ordering::Relaxed));
+        let at = head & (self.words.len() - 1);
+        let free = (self.words.len() - used).min(MAX_UNMEASURED);
+        let end = self.words.len().min(at + free);
+        let Some(written) = self.words.get(at..end).and_then(write) else {
+            return false;
+        };
+        self.publish(head.wrapping_add(written));
+        true
+    }
+
     /// Has `write` fill a record of exactly `needed` words, the first of which says
     /// so. False: there is no room; it is counted.
-    #[inline]
-    pub(crate) fn push(&self, needed: usize, write: impl FnOnce(&[AtomicU64])) -> bool {
+    pub(crate) fn push_measured(
+        &self,
+        needed: usize,
+        write: impl FnOnce(&[AtomicU64]) -> Option<usize>,
+    ) -> bool {
         let head = self.producer.0.head.load(Ordering::Relaxed);
         let at = head & (self.words.len() - 1);
         let to_end = self.words.len() - at;
@@ -88,14 +112,18 @@ impl Ring {
         } else {
             at
         };
-        write(&self.words[begin..begin + needed]);
-        let head = head.wrapping_add(skipped + needed);
-        self.producer.0.head.store(head, Ordering::Relaxed);
-        self.head.0.store(head, Ordering::Release);
+        let written = write(&self.words[begin..begin + needed]);
+        debug_assert_eq!(written, Some(needed));
+        self.publish(head.wrapping_add(skipped + needed));
         true
     }
 
     #[inline]
+    fn publish(&self, head: usize) {
+        self.producer.0.head.store(head, Ordering::Relaxed);
+        self.head.0.store(head, Ordering::Release);
+    }
+
     fn has_room(&self, head: usize, needed: usize) -> bool {
         let free = |tail: usize| self.words.len() - head.wrapping_sub(tail);
         if free(self.producer.0.tail.load(Ordering::Relaxed)) >= needed {

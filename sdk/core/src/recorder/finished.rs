@@ -2,7 +2,7 @@
 
 use crate::event::FinishedPhase;
 use crate::key::KeyRef;
-use crate::queue::{Cut, Kept, PhaseRecord};
+use crate::queue::PhaseRecord;
 use crate::value::ValueRef;
 use crate::vocabulary::{KnownPhase, PhaseActions, Vocabulary};
 
@@ -47,15 +47,10 @@ impl Recorder {
 
     #[inline]
     fn push_phase(&self, phase: &FinishedPhase<'_>) -> bool {
-        let cut;
-        let kept = match Kept::new(phase.attributes, &self.limits) {
-            Some(kept) => kept,
-            None => {
-                cut = Cut::new(phase.attributes, &self.limits);
-                Kept::of_cut(&cut.list)
-            }
-        };
-        self.count(self.queue.push(&PhaseRecord::new(phase, kept)))
+        let pushed = self.push_kept(phase.attributes, |kept| {
+            self.queue.push(&PhaseRecord::new(phase, kept))
+        });
+        self.count(pushed)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::span::Source;
 use crate::value::ValueRef;
 use crate::vocabulary::ActionId;
 
+use super::super::sync::AtomicU64;
 use super::super::writer::Writer;
 use super::attributes::{Attributes, Kept};
 use super::{
@@ -74,16 +75,15 @@ impl<'a> ActionRecord<'a> {
 }
 
 impl Encode for ActionRecord<'_> {
-    #[inline]
-    fn words(&self) -> usize {
-        3 + if self.context.is_some() { 4 } else { 0 }
-            + words_of(self.request_id.len())
-            + words_of(self.name.len())
-            + self.attributes.words()
+    fn words(&self) -> Option<usize> {
+        let context = if self.context.is_some() { 4 } else { 0 };
+        let texts = words_of(self.request_id.len()) + words_of(self.name.len());
+        Some(3 + context + texts + self.attributes.words()?)
     }
 
     #[inline]
-    fn encode(&self, writer: &mut Writer<'_>) {
+    fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
+        let (first, mut writer) = Writer::after_first(room)?;
         let context = if self.context.is_some() {
             HAS_CONTEXT
         } else {
@@ -92,17 +92,16 @@ impl Encode for ActionRecord<'_> {
         let carried = if self.carried { CARRIED } else { 0 };
         let last = if self.last { LAST } else { 0 };
         let action = self.id.map_or(CUSTOM_ACTION, |id| u64::from(id.0));
-        let (words, flags) = (self.words(), context | carried | last);
-        writer.word(header(words, KIND_ACTION, flags, self.occurrence, action));
-        writer.word(self.time);
+        let flags = context | carried | last;
         let count = self.attributes.count();
-        writer.word(texts(self.request_id, self.name, count));
+        writer = writer.words([self.time, texts(self.request_id, self.name, count)])?;
         if let Some(context) = &self.context {
-            write_context(writer, context);
+            writer = write_context(writer, context)?;
         }
-        writer.bytes(self.request_id.as_bytes());
-        writer.bytes(self.name.as_bytes());
-        self.attributes.write(writer);
+        writer = writer.bytes(self.request_id.as_bytes())?;
+        writer = writer.bytes(self.name.as_bytes())?;
+        writer = self.attributes.write(writer)?;
+        Some(first.finish(header(KIND_ACTION, flags, self.occurrence, action), writer))
     }
 }
 
@@ -187,15 +186,15 @@ pub(crate) struct Bind<'a> {
 }
 
 impl Encode for Bind<'_> {
-    #[inline]
-    fn words(&self) -> usize {
-        2 + if self.context.is_some() { 4 } else { 0 }
-            + words_of(cut(self.request_id, MAX_TEXT).len())
-            + words_of(cut(self.canonical, MAX_TEXT).len())
+    fn words(&self) -> Option<usize> {
+        let context = if self.context.is_some() { 4 } else { 0 };
+        let id = words_of(cut(self.request_id, MAX_TEXT).len());
+        let canonical = words_of(cut(self.canonical, MAX_TEXT).len());
+        Some(2 + context + id + canonical)
     }
 
-    #[inline]
-    fn encode(&self, writer: &mut Writer<'_>) {
+    fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
+        let (first, mut writer) = Writer::after_first(room)?;
         let id = cut(self.request_id, MAX_TEXT);
         let canonical = cut(self.canonical, MAX_TEXT);
         let flags = if self.context.is_some() {
@@ -203,13 +202,13 @@ impl Encode for Bind<'_> {
         } else {
             0
         };
-        writer.word(header(self.words(), KIND_BIND, flags, 0, 0));
-        writer.word(texts(id, canonical, 0));
+        writer = writer.words([texts(id, canonical, 0)])?;
         if let Some(context) = &self.context {
-            write_context(writer, context);
+            writer = write_context(writer, context)?;
         }
-        writer.bytes(id.as_bytes());
-        writer.bytes(canonical.as_bytes());
+        writer = writer.bytes(id.as_bytes())?;
+        writer = writer.bytes(canonical.as_bytes())?;
+        Some(first.finish(header(KIND_BIND, flags, 0, 0), writer))
     }
 }
 

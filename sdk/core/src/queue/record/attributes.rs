@@ -21,11 +21,11 @@ pub(super) const HEAD_BITS: u32 = 24;
 
 type Pairs<'a> = [(KeyRef<'a>, ValueRef<'a>)];
 
-/// Attributes that fit a record.
+/// Attributes of a record.
 #[derive(Clone, Copy)]
 pub(crate) enum Kept<'a> {
-    /// As the caller holds them, with the words that they take.
-    Pairs(&'a Pairs<'a>, usize),
+    /// As the caller holds them: up to so many, with values of up to so many bytes.
+    Pairs(&'a Pairs<'a>, usize, usize),
     /// As they will be written.
     Packed(&'a PackedAttributes),
 }
@@ -39,63 +39,121 @@ pub(crate) struct Cut<'a> {
 
 impl<'a> Kept<'a> {
     /// What a [`Cut`] has left.
+    #[inline]
     pub(crate) fn of_cut(list: &'a Pairs<'a>) -> Self {
-        let words = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| words_of_one(*key, value);
-        Self::Pairs(list, list.iter().map(words).sum())
+        Self::Pairs(list, MAX_ATTRIBUTES, MAX_VALUE)
     }
 
-    /// None: something is too long or too much, see [`Cut`].
+    /// All of them, which may be more than is kept.
     #[inline]
-    pub(crate) fn new(list: &'a Pairs<'a>, limits: &Limits) -> Option<Self> {
-        let (mut words, mut longest_key, mut longest_value) = (list.len(), 0, 0);
-        for (key, value) in list {
-            let (key, value) = (key_len(*key), value_len(value));
-            words += words_of(key) + words_of(value);
-            longest_key = longest_key.max(key);
-            longest_value = longest_value.max(value);
-        }
-        let fits = longest_key <= MAX_TEXT
-            && longest_value <= limits.attribute_length.unwrap_or(MAX_VALUE).min(MAX_VALUE)
-            && list.len() <= limits.attributes.min(MAX_ATTRIBUTES)
-            && words <= MAX_ATTRIBUTE_WORDS;
-        fits.then_some(Self::Pairs(list, words))
+    pub(crate) fn new(list: &'a Pairs<'a>, limits: &Limits) -> Self {
+        let most = limits.attributes.min(MAX_ATTRIBUTES);
+        let longest = limits.attribute_length.unwrap_or(MAX_VALUE).min(MAX_VALUE);
+        Self::Pairs(list, most, longest)
     }
 
     /// How many there are.
     #[inline]
     pub(super) fn count(&self) -> usize {
         match self {
-            Self::Pairs(list, _) => list.len(),
+            Self::Pairs(list, ..) => list.len(),
             Self::Packed(packed) => packed.len(),
         }
     }
 
-    /// Words that [`Self::write`] writes.
-    #[inline]
-    pub(super) fn words(&self) -> usize {
-        match self {
-            Self::Pairs(_, words) => *words,
-            Self::Packed(packed) => packed.words(),
-        }
+    /// Words that [`Self::write`] writes. None: there is more than is kept.
+    pub(super) fn words(&self) -> Option<usize> {
+        let (list, most, longest) = match *self {
+            Self::Pairs(list, most, longest) => (list, most, longest),
+            Self::Packed(packed) => return Some(packed.words()),
+        };
+        let fits = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| {
+            key_len(*key) <= MAX_TEXT && value_len(value) <= longest
+        };
+        let of_one = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| words_of_one(*key, value);
+        let words = list.iter().map(of_one).sum();
+        (list.len() <= most && list.iter().all(fits) && words <= MAX_ATTRIBUTE_WORDS)
+            .then_some(words)
     }
 
+    /// None: there is no room, or there is more than is kept.
     #[inline]
-    pub(super) fn write(&self, writer: &mut Writer<'_>) {
-        let list = match self {
-            Self::Pairs(list, _) => list,
+    pub(super) fn write<'w>(&self, mut writer: Writer<'w>) -> Option<Writer<'w>> {
+        let (list, most, longest) = match *self {
+            Self::Pairs(list, most, longest) => (list, most, longest),
             Self::Packed(packed) => return packed.write(writer),
         };
-        for (key, value) in *list {
-            writer.word(head(*key, value));
-            if let KeyRef::Text(text) = key {
-                writer.bytes(text.as_bytes());
-            }
-            match scalar(value) {
-                Ok(scalar) => writer.word(scalar),
-                Err(bytes) => writer.bytes(bytes),
-            }
+        if list.len() > most {
+            return None;
         }
+        for (key, value) in list {
+            writer = write_one(*key, value, longest, writer)?;
+        }
+        Some(writer)
     }
+}
+
+#[inline]
+fn write_one<'w>(
+    key: KeyRef<'_>,
+    value: &ValueRef<'_>,
+    longest: usize,
+    writer: Writer<'w>,
+) -> Option<Writer<'w>> {
+    match value {
+        ValueRef::Str(text) => write_bytes(key, TEXT, text.as_bytes(), longest, writer),
+        ValueRef::I64(n) => write_scalar(key, I64, *n as u64, writer),
+        ValueRef::F64(n) => write_scalar(key, F64, n.to_bits(), writer),
+        ValueRef::Bool(b) => write_scalar(key, BOOL, u64::from(*b), writer),
+        ValueRef::Array(ArrayRef(bytes)) => write_bytes(key, ARRAY, bytes, longest, writer),
+    }
+}
+
+#[inline]
+fn write_scalar<'w>(
+    key: KeyRef<'_>,
+    kind: u64,
+    scalar: u64,
+    writer: Writer<'w>,
+) -> Option<Writer<'w>> {
+    match key {
+        KeyRef::Known(id) => writer.words([known_head(id, kind, 8), scalar]),
+        KeyRef::Text(text) => write_key(text, kind, 8, writer)?.words([scalar]),
+    }
+}
+
+#[inline]
+fn write_bytes<'w>(
+    key: KeyRef<'_>,
+    kind: u64,
+    bytes: &[u8],
+    longest: usize,
+    writer: Writer<'w>,
+) -> Option<Writer<'w>> {
+    if bytes.len() > longest {
+        return None;
+    }
+    let writer = match key {
+        KeyRef::Known(id) => writer.words([known_head(id, kind, bytes.len())])?,
+        KeyRef::Text(text) => write_key(text, kind, bytes.len(), writer)?,
+    };
+    writer.bytes(bytes)
+}
+
+#[inline]
+fn known_head(id: KeyId, kind: u64, value_len: usize) -> u64 {
+    u64::from(id.number()) | (kind | KNOWN) << 16 | (value_len as u64) << HEAD_BITS
+}
+
+/// A key that has no number: seldom, and not to be where the others are.
+#[inline(never)]
+fn write_key<'w>(key: &str, kind: u64, value_len: usize, writer: Writer<'w>) -> Option<Writer<'w>> {
+    if key.len() > MAX_TEXT {
+        return None;
+    }
+    writer
+        .words([key.len() as u64 | kind << 16 | (value_len as u64) << HEAD_BITS])?
+        .bytes(key.as_bytes())
 }
 
 /// The first word of an attribute.
@@ -109,7 +167,7 @@ pub(super) fn head(key: KeyRef<'_>, value: &ValueRef<'_>) -> u64 {
         ValueRef::Array(_) => ARRAY,
     };
     let (key, known) = match key {
-        KeyRef::Known(id) => (u64::from(id.0), KNOWN),
+        KeyRef::Known(id) => (u64::from(id.number()), KNOWN),
         KeyRef::Text(text) => (text.len() as u64, 0),
     };
     key | (kind | known) << 16 | (value_len(value) as u64) << HEAD_BITS
@@ -298,7 +356,7 @@ impl<'a> Attributes<'a> {
         let head = self.reader.word()?;
         let kind = head >> 16 & 0xff;
         let key = if kind & KNOWN != 0 {
-            Key::Known(KeyId(head as u16))
+            Key::Known(KeyId::from_number(head as u16))
         } else {
             Key::Text(self.reader.bytes((head & 0xffff) as usize)?)
         };

@@ -18,6 +18,7 @@ use crate::context::SpanContext;
 use crate::id::{SpanId, TraceId, canonical_request_id};
 
 use super::ring::MAX_WORDS;
+use super::sync::AtomicU64;
 use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
@@ -47,9 +48,11 @@ const KIND_PHASE: u64 = 4;
 
 /// Something that can be written into a ring.
 pub(crate) trait Encode {
-    /// Exactly the words that [`Self::encode`] writes.
-    fn words(&self) -> usize;
-    fn encode(&self, writer: &mut Writer<'_>);
+    /// Writes it; the words that it took. None: there is no room, or it has more than
+    /// is kept.
+    fn encode(&self, room: &[AtomicU64]) -> Option<usize>;
+    /// Exactly the words that [`Self::encode`] writes. None: it has more than is kept.
+    fn words(&self) -> Option<usize>;
 }
 
 /// A decoded record.
@@ -88,9 +91,10 @@ fn words_of(bytes: usize) -> usize {
     bytes.div_ceil(8)
 }
 
+/// Without the words, see [`First::finish`](super::writer::First::finish).
 #[inline]
-fn header(words: usize, kind: u64, flags: u64, number: u16, action: u64) -> u64 {
-    words as u64 | kind << 16 | flags << 24 | u64::from(number) << 32 | action << 48
+fn header(kind: u64, flags: u64, number: u16, action: u64) -> u64 {
+    kind << 16 | flags << 24 | u64::from(number) << 32 | action << 48
 }
 
 #[inline]
@@ -107,11 +111,14 @@ fn lengths(word: u64) -> (usize, usize, usize) {
     )
 }
 
-fn write_context(writer: &mut Writer<'_>, context: &SpanContext) {
-    writer.word((context.trace_id.value() >> 64) as u64);
-    writer.word(context.trace_id.value() as u64);
-    writer.word(context.span_id.value());
-    writer.word(u64::from(context.flags));
+#[inline]
+fn write_context<'w>(writer: Writer<'w>, context: &SpanContext) -> Option<Writer<'w>> {
+    writer.words([
+        (context.trace_id.value() >> 64) as u64,
+        context.trace_id.value() as u64,
+        context.span_id.value(),
+        u64::from(context.flags),
+    ])
 }
 
 /// Reads words and texts off a record's bytes.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::encode::tail_word;
+use crate::encode::last_word;
 use crate::key::{KeyId, KeyRef};
 use crate::value::{Attribute, ValueRef};
 
@@ -179,7 +179,7 @@ impl PackedAttributes {
         let kept = &self.words[at + 1..];
         let word = |chunk: &[u8]| match chunk.first_chunk::<8>() {
             Some(word) => u64::from_le_bytes(*word),
-            None => tail_word(chunk, chunk),
+            None => last_word(chunk),
         };
         (head & 0xffff) as usize == text.len()
             && text
@@ -213,10 +213,8 @@ impl PackedAttributes {
     }
 
     #[inline]
-    pub(super) fn write(&self, writer: &mut Writer<'_>) {
-        for word in &self.words[..self.used] {
-            writer.word(*word);
-        }
+    pub(super) fn write<'w>(&self, writer: Writer<'w>) -> Option<Writer<'w>> {
+        writer.slice(&self.words[..self.used])
     }
 }
 
@@ -229,16 +227,12 @@ impl fmt::Debug for PackedAttributes {
 /// Bytes into the first of these words, zero-padded; the words after them.
 #[inline]
 fn write_bytes<'w>(words: &'w mut [u64], bytes: &[u8]) -> &'w mut [u64] {
-    let (whole, rest) = bytes.as_chunks::<8>();
-    let (into, mut after) = words.split_at_mut(whole.len().min(words.len()));
-    for (word, chunk) in into.iter_mut().zip(whole) {
-        *word = u64::from_le_bytes(*chunk);
-    }
-    if !rest.is_empty()
-        && let Some((word, more)) = std::mem::take(&mut after).split_first_mut()
-    {
-        *word = tail_word(bytes, rest);
-        after = more;
+    let (into, after) = words.split_at_mut(words_of(bytes.len()).min(words.len()));
+    if let Some((last, into)) = into.split_last_mut() {
+        for (word, chunk) in into.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*chunk);
+        }
+        *last = last_word(bytes);
     }
     after
 }
@@ -259,7 +253,7 @@ mod tests {
     /// What a record says of its span.
     fn said(record: &impl Encode) -> String {
         let queue = Queue::new(1 << 17, Box::new(|| {}));
-        assert!(queue.push(record));
+        assert_eq!(queue.push(record), Ok(()));
         let mut said = String::new();
         queue.drain(|record| match record {
             Record::Span(span) => said = format!("{span:?} {:?}", span.attributes.to_vec()),
@@ -303,7 +297,7 @@ mod tests {
             let (trace, id) = (TraceId::new(1).unwrap(), SpanId::new(2).unwrap());
             let span = FreeSpan::new("name", 1, 2, id, Parent::Root(trace));
             let from_packed = said(&SpanRecord::new(&span, Kept::Packed(&packed), &[]));
-            let kept = Kept::new(&pairs, &Limits::default()).unwrap();
+            let kept = Kept::new(&pairs, &Limits::default());
             prop_assert_eq!(from_packed, said(&SpanRecord::new(&span, kept, &[])));
         }
 

@@ -9,6 +9,7 @@ use crate::context::SpanContext;
 use crate::event::FinishedPhase;
 use crate::vocabulary::{ActionId, KnownPhase, PhaseId};
 
+use super::super::sync::AtomicU64;
 use super::super::writer::Writer;
 use super::attributes::{Attributes, Kept};
 use super::{Encode, KIND_PHASE, Reader, header, kept_id, lengths, texts, words_of, write_context};
@@ -34,14 +35,14 @@ impl<'a> PhaseRecord<'a> {
 }
 
 impl Encode for PhaseRecord<'_> {
-    #[inline]
-    fn words(&self) -> usize {
+    fn words(&self) -> Option<usize> {
         let context = if self.phase.context.is_some() { 4 } else { 0 };
-        6 + context + words_of(self.request_id.len()) + self.attributes.words()
+        Some(6 + context + words_of(self.request_id.len()) + self.attributes.words()?)
     }
 
     #[inline]
-    fn encode(&self, writer: &mut Writer<'_>) {
+    fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
+        let (first, mut writer) = Writer::after_first(room)?;
         let FinishedPhase { phase, entry, .. } = *self.phase;
         let flags = if self.phase.context.is_some() {
             HAS_CONTEXT
@@ -50,23 +51,23 @@ impl Encode for PhaseRecord<'_> {
         };
         let id = u64::from(phase.phase.0);
         let occurrence = self.phase.occurrence;
-        writer.word(header(self.words(), KIND_PHASE, flags, occurrence, id));
-        writer.word(
+        writer = writer.words([
             u64::from(phase.start.0)
                 | u64::from(phase.end.0) << 16
                 | u64::from(entry.start.0) << 32
                 | u64::from(phase.measures) << 48
                 | u64::from(phase.actions) << 56,
-        );
-        writer.word(self.phase.start);
-        writer.word(self.phase.end);
-        writer.word(self.phase.entered);
-        writer.word(texts(self.request_id, "", self.attributes.count()));
+            self.phase.start,
+            self.phase.end,
+            self.phase.entered,
+            texts(self.request_id, "", self.attributes.count()),
+        ])?;
         if let Some(context) = &self.phase.context {
-            write_context(writer, context);
+            writer = write_context(writer, context)?;
         }
-        writer.bytes(self.request_id.as_bytes());
-        self.attributes.write(writer);
+        writer = writer.bytes(self.request_id.as_bytes())?;
+        writer = self.attributes.write(writer)?;
+        Some(first.finish(header(KIND_PHASE, flags, occurrence, id), writer))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::event::{FreeSpan, Parent};
 use crate::id::{SpanId, TraceId};
 use crate::span::{ScopeId, SpanKind, StatusRef};
 
+use super::super::sync::AtomicU64;
 use super::super::writer::Writer;
 use super::attributes::{Attributes, Kept};
 use super::{
@@ -38,7 +39,6 @@ pub(crate) struct SpanRecord<'a> {
     attributes: Kept<'a>,
     /// Events, links and dropped counts as OTLP fields.
     more: &'a [u8],
-    words: usize,
 }
 
 impl<'a> SpanRecord<'a> {
@@ -56,14 +56,7 @@ impl<'a> SpanRecord<'a> {
             StatusRef::Error(text) => cut(text, MAX_TEXT),
             _ => "",
         };
-        let texts = words_of(name.len()) + words_of(second.len()) + words_of(error.len());
-        let more_words = if more.is_empty() {
-            0
-        } else {
-            1 + words_of(more.len())
-        };
         Self {
-            words: 9 + texts + attributes.words() + more_words,
             span,
             name,
             second,
@@ -92,13 +85,20 @@ pub(crate) fn more(span: &FreeSpan<'_>) -> Vec<u8> {
 }
 
 impl Encode for SpanRecord<'_> {
-    #[inline]
-    fn words(&self) -> usize {
-        self.words
+    fn words(&self) -> Option<usize> {
+        let texts = [self.name, self.second, self.error];
+        let texts: usize = texts.iter().map(|text| words_of(text.len())).sum();
+        let more = if self.more.is_empty() {
+            0
+        } else {
+            1 + words_of(self.more.len())
+        };
+        Some(9 + texts + self.attributes.words()? + more)
     }
 
     #[inline]
-    fn encode(&self, writer: &mut Writer<'_>) {
+    fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
+        let (first, mut writer) = Writer::after_first(room)?;
         let span = self.span;
         let (parent_kind, trace, parent, w3c_flags) = match span.parent {
             Parent::Span(c) => (PARENT_SPAN, c.trace_id.value(), c.span_id.value(), c.flags),
@@ -118,23 +118,25 @@ impl Encode for SpanRecord<'_> {
         let more = if self.more.is_empty() { 0 } else { HAS_MORE };
         let flags = parent_kind | status | remote | more;
         let kind = span.kind as u64;
-        writer.word(header(self.words, KIND_SPAN, flags, span.scope.0, kind));
-        writer.word(span.start);
-        writer.word(span.end);
-        writer.word(span.span_id.value());
-        writer.word((trace >> 64) as u64);
-        writer.word(trace as u64);
-        writer.word(parent);
-        writer.word(u64::from(w3c_flags) | (self.error.len() as u64) << 8);
-        writer.word(texts(self.name, self.second, self.attributes.count()));
-        writer.bytes(self.name.as_bytes());
-        writer.bytes(self.second.as_bytes());
-        writer.bytes(self.error.as_bytes());
+        writer = writer.words([
+            span.start,
+            span.end,
+            span.span_id.value(),
+            (trace >> 64) as u64,
+            trace as u64,
+            parent,
+            u64::from(w3c_flags) | (self.error.len() as u64) << 8,
+            texts(self.name, self.second, self.attributes.count()),
+        ])?;
+        writer = writer.bytes(self.name.as_bytes())?;
+        writer = writer.bytes(self.second.as_bytes())?;
+        writer = writer.bytes(self.error.as_bytes())?;
         if !self.more.is_empty() {
-            writer.word(self.more.len() as u64);
-            writer.bytes(self.more);
+            writer = writer.words([self.more.len() as u64])?;
+            writer = writer.bytes(self.more)?;
         }
-        self.attributes.write(writer);
+        writer = self.attributes.write(writer)?;
+        Some(first.finish(header(KIND_SPAN, flags, span.scope.0, kind), writer))
     }
 }
 
