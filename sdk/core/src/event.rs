@@ -107,6 +107,18 @@ impl<'a> FreeSpan<'a> {
             scope: ScopeId::default(),
         }
     }
+
+    /// Whether it is recorded, as far as its parent has a say.
+    #[inline(always)]
+    pub(crate) fn is_sampled(&self) -> bool {
+        !matches!(&self.parent, Parent::Span(context) if !context.is_sampled())
+    }
+
+    /// Whether it has nothing that few spans have.
+    #[inline(always)]
+    pub(crate) fn is_simple(&self) -> bool {
+        self.events.is_empty() && self.links.is_empty() && self.dropped == Dropped::default()
+    }
 }
 
 /// Where a free span hangs.

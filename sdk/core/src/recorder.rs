@@ -9,17 +9,17 @@ use crate::carry::{self, Carry};
 use crate::config::{Config, LegacyLogMode, Limits};
 use crate::context::SpanContext;
 use crate::engine;
-use crate::event::{Action, FreeSpan, Parent};
+use crate::event::{Action, FreeSpan};
 use crate::id::{TraceId, canonical_request_id};
 use crate::key::KeyRef;
 use crate::propagation::Propagators;
 use crate::queue::{
-    self, ActionRecord, Bind, Cut, Kept, Limited, PackedAttributes, Queue, Refused, SpanRecord,
-    kept_id,
+    self, ActionRecord, Bind, Cut, Kept, Limited, Literal, PackedAttributes, Queue, Refused,
+    SpanRecord, kept_id,
 };
 use crate::sampler::Sampler;
 use crate::scopes::Scopes;
-use crate::span::{Dropped, InstrumentationScope, Link, ScopeId, SpanEvent};
+use crate::span::{InstrumentationScope, Link, ScopeId, SpanEvent};
 use crate::value::ValueRef;
 use crate::vocabulary::{ActionId, Vocabulary};
 
@@ -133,43 +133,80 @@ impl Recorder {
     /// whose parent is not sampled is counted and not recorded.
     #[inline]
     pub fn span(&self, span: &FreeSpan<'_>) -> bool {
-        if let Parent::Span(context) = span.parent
-            && !context.is_sampled()
-        {
+        if !span.is_sampled() {
             self.leave_out();
             return true;
         }
-        let simple =
-            span.events.is_empty() && span.links.is_empty() && span.dropped == Dropped::default();
         let kept = Kept::new(span.attributes, &self.limits);
-        let refused = match simple {
+        let pushed = match span.is_simple() {
             true => self.queue.push(&SpanRecord::new(span, kept, &[])),
             false => Err(Refused::TooLong),
         };
-        self.count(match refused {
+        self.count(match pushed {
             Err(Refused::TooLong) => self.push_other(span),
             pushed => pushed.is_ok(),
         })
     }
 
+    /// The same with these attributes in place of the span's own, compiled into its caller: it
+    /// takes about half as long for a span whose attributes are said there, as an array of up to
+    /// ten.
+    ///
+    /// ```
+    /// use omnitrace::event::{FreeSpan, Parent};
+    /// use omnitrace::id::{SpanId, TraceId};
+    /// use omnitrace::{Key, Recorder, ValueRef, clock};
+    /// static MODEL: Key = Key::new("gen_ai.request.model");
+    /// static TOKENS: Key = Key::new("gen_ai.usage.output_tokens");
+    ///
+    /// fn chat(recorder: &Recorder, start: u64, tokens: i64) {
+    ///     let parent = Parent::Root(TraceId::random());
+    ///     recorder.span_with(
+    ///         &FreeSpan::new("chat", start, clock::now(), SpanId::random(), parent),
+    ///         [
+    ///             (MODEL.get(), ValueRef::Str("deepseek-r1")),
+    ///             (TOKENS.get(), ValueRef::I64(tokens)),
+    ///         ],
+    ///     );
+    /// }
+    /// ```
+    #[inline(always)]
+    pub fn span_with<'a, const N: usize>(
+        &self,
+        span: &FreeSpan<'a>,
+        attributes: [(KeyRef<'a>, ValueRef<'a>); N],
+    ) -> bool {
+        if span.is_sampled() && span.is_simple() {
+            let literal = Literal::new(&attributes, &self.limits);
+            if self.queue.try_push(&SpanRecord::new(span, literal, &[])) {
+                return true;
+            }
+        }
+        // Of copies: what is referred to anywhere would have to be in memory in any case.
+        let copy = attributes;
+        let mut span = *span;
+        span.attributes = &copy;
+        self.span_of_any_kind(&span)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn span_of_any_kind(&self, span: &FreeSpan<'_>) -> bool {
+        self.span(span)
+    }
+
     /// The same with these attributes in place of the span's own.
     #[inline]
-    pub fn span_with(&self, span: &FreeSpan<'_>, attributes: &PackedAttributes) -> bool {
-        if let Parent::Span(context) = span.parent
-            && !context.is_sampled()
-        {
+    pub fn span_with_packed(&self, span: &FreeSpan<'_>, attributes: &PackedAttributes) -> bool {
+        if !span.is_sampled() {
             self.leave_out();
             return true;
         }
-        let simple =
-            span.events.is_empty() && span.links.is_empty() && span.dropped == Dropped::default();
-        let more = if simple {
-            Vec::new()
-        } else {
-            queue::more(span)
+        let more = match span.is_simple() {
+            true => Vec::new(),
+            false => queue::more(span),
         };
-        let kept = Kept::Packed(attributes);
-        let record = SpanRecord::new(span, kept, &more);
+        let record = SpanRecord::new(span, Kept::Packed(attributes), &more);
         self.count(self.queue.push(&record).is_ok())
     }
 
@@ -351,10 +388,11 @@ impl Recorder {
 mod tests {
     use super::*;
     use crate::decode;
+    use crate::event::Parent;
     use crate::id::SpanId;
-    use crate::key::KeyRef;
+    use crate::key::{Key, KeyRef};
     use crate::queue::Record;
-    use crate::span::{Place, Source, Span};
+    use crate::span::{Dropped, Place, Source, Span};
     use crate::value::{Array, Attribute, ValueRef};
 
     fn recorder(vars: &[(&str, &str)]) -> Recorder {
@@ -440,6 +478,75 @@ mod tests {
         );
     }
 
+    /// The spans of a recorder with small limits, with N attributes that are said in place, and
+    /// as a list.
+    fn said_and_listed<const N: usize>(long: &str) -> [Vec<Span>; 2] {
+        static KEY: Key = Key::new("recorder.test.key");
+        let key = KEY.get();
+        let attributes: [(KeyRef<'_>, ValueRef<'_>); N] = std::array::from_fn(|n| match n % 5 {
+            0 => (key, ValueRef::Str(long)),
+            1 => (KeyRef::Text("n"), ValueRef::I64(-1)),
+            2 => (key, ValueRef::F64(0.5)),
+            3 => (KeyRef::Text(long), ValueRef::Bool(true)),
+            _ => (key, ValueRef::Str("")),
+        });
+        let event = SpanEvent::default();
+        let parent = Parent::Root(trace_id());
+        let simple = FreeSpan::new("span", 1, 2, SpanId::new(9).unwrap(), parent);
+        let with_event = FreeSpan {
+            events: std::slice::from_ref(&event),
+            ..simple
+        };
+        [true, false].map(|said| {
+            let recorder = recorder(&[
+                ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "11"),
+                ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "6"),
+            ]);
+            for span in [simple, with_event] {
+                assert!(match said {
+                    true => recorder.span_with(&span, attributes),
+                    false => recorder.span(&FreeSpan {
+                        attributes: &attributes,
+                        ..span
+                    }),
+                });
+            }
+            spans(&recorder)
+        })
+    }
+
+    #[test]
+    fn attributes_that_are_said_in_place_are_those_of_a_list() {
+        for long in ["", "ümläut", "ümläuts", &"x".repeat(2_000)] {
+            for [said, listed] in [
+                said_and_listed::<0>(long),
+                said_and_listed::<1>(long),
+                said_and_listed::<5>(long),
+                said_and_listed::<11>(long),
+                said_and_listed::<12>(long),
+            ] {
+                assert_eq!(said.len(), 2);
+                assert_eq!(said, listed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_queue_loses_a_span_once_however_it_is_recorded() {
+        let (config, _) = Config::from_vars(|_| None);
+        let recorder = Recorder::new(&config, Queue::new(0, Box::new(|| {})));
+        let parent = Parent::Root(trace_id());
+        let span = FreeSpan::new("span", 1, 2, SpanId::new(9).unwrap(), parent);
+        let kept = (0..1_000).filter(|n| match n % 2 {
+            0 => recorder.span_with(&span, [(KeyRef::Text("n"), ValueRef::I64(*n))]),
+            _ => recorder.span(&span),
+        });
+        let kept = kept.count();
+        assert_eq!(spans(&recorder).len(), kept);
+        assert_eq!(recorder.queue.lost(), 1_000 - kept as u64);
+        assert_eq!(recorder.lost_spans(), 1_000 - kept as u64);
+    }
+
     #[test]
     fn the_sampler_decides_where_no_caller_has_and_what_it_leaves_out_is_counted() {
         let never = recorder(&[("OTEL_TRACES_SAMPLER", "parentbased_always_off")]);
@@ -454,6 +561,7 @@ mod tests {
             FreeSpan::new("span", 1, 2, SpanId::random(), parent)
         };
         assert!(never.span(&under(0)) && never.span(&under(1)));
-        assert_eq!((spans(&never).len(), never.unsampled()), (1, 1));
+        assert!(never.span_with(&under(0), []) && never.span_with(&under(1), []));
+        assert_eq!((spans(&never).len(), never.unsampled()), (2, 2));
     }
 }

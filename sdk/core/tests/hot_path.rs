@@ -62,6 +62,8 @@ fn recording_allocates_nothing() {
             attributes: &attributes,
             ..FreeSpan::new("span", now, now, SpanId::random(), parent)
         }));
+        let span = FreeSpan::new("span", now, now, SpanId::random(), parent);
+        assert!(recorder.span_with(&span, attributes));
         for name in ["Prefill get new_blocks", "outside the vocabulary"] {
             assert!(recorder.action(&Action {
                 name,
@@ -76,7 +78,7 @@ fn recording_allocates_nothing() {
     // The first record makes this thread's ring.
     assert!(allocations(record) > 0);
     assert_eq!(allocations(|| (0..1_000).for_each(|_| record())), 0);
-    assert_eq!(pipeline.shutdown(Duration::from_secs(10)).events, 3 * 1_001);
+    assert_eq!(pipeline.shutdown(Duration::from_secs(10)).events, 4 * 1_001);
 }
 
 #[test]

@@ -31,7 +31,13 @@ fn push(ring: &Ring, name: u64, words: usize) -> bool {
         }
         Some(words)
     };
-    ring.push(write) || ring.push_measured(words, write)
+    match write(ring.room()) {
+        Some(words) => {
+            ring.publish(words);
+            true
+        }
+        None => ring.push_measured(words, write),
+    }
 }
 
 /// The names of the records that are there, each of which must be whole.

@@ -273,7 +273,7 @@ impl Span {
             scope: self.tracer.get().scope_in(recorder),
         };
         // A full queue counts it.
-        recorder.span_with(&span, &state.attributes.kept);
+        recorder.span_with_packed(&span, &state.attributes.kept);
     }
 
     /// What has been said of a block's span, if anything; it ends with its block.

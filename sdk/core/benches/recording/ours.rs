@@ -122,8 +122,9 @@ impl Records for Spans {
             let start = clock::now();
             let (name, parent) = (peers::NAME, Parent::Span(self.parent));
             let id = SpanId::random();
-            recorder.span(&FreeSpan {
-                attributes: &[
+            recorder.span_with(
+                &FreeSpan::new(name, start, clock::now(), id, parent),
+                [
                     (OPERATION.get(), ValueRef::Str("chat")),
                     (MODEL.get(), ValueRef::Str("deepseek-r1")),
                     (REQUEST_ID.get(), ValueRef::Str(request)),
@@ -131,8 +132,7 @@ impl Records for Spans {
                     (OUTPUT_TOKENS.get(), ValueRef::I64(128)),
                     (TEMPERATURE.get(), ValueRef::F64(0.7)),
                 ],
-                ..FreeSpan::new(name, start, clock::now(), id, parent)
-            });
+            );
         }
     }
 }

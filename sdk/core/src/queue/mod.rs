@@ -13,13 +13,15 @@ mod ring;
 mod sync;
 mod writer;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use record::PackedAttributes;
 pub(crate) use record::{ActionRecord, Attributes, Bind, DecodedAction, DecodedPhase, DecodedSpan};
-pub(crate) use record::{Cut, Encode, Kept, Limited, More, PhaseRecord, Record, SpanRecord};
+pub(crate) use record::{
+    Cut, Encode, Kept, Limited, Literal, Measure, More, PhaseRecord, Record, SpanRecord,
+};
 pub(crate) use record::{kept_id, more};
 use ring::Ring;
 
@@ -28,8 +30,10 @@ use ring::Ring;
 static NEXT_QUEUE: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
-    /// This thread's rings; almost always one.
-    static RINGS: RefCell<Vec<(u64, Arc<Ring>)>> = const { RefCell::new(Vec::new()) };
+    /// This thread's ring of the queue that it used last, and that queue's id.
+    static RING: Cell<Option<(u64, Arc<Ring>)>> = const { Cell::new(None) };
+    /// Its rings of other queues; almost always none.
+    static OTHER_RINGS: RefCell<Vec<(u64, Arc<Ring>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Why a record is not in the queue.
@@ -76,44 +80,72 @@ impl Queue {
 
     /// Copies a record into this thread's ring.
     #[inline]
-    pub(crate) fn push(&self, record: &impl Encode) -> Result<(), Refused> {
-        let push = |rings: &RefCell<Vec<(u64, Arc<Ring>)>>| {
-            let rings = &mut *rings.borrow_mut();
-            if rings.first().is_none_or(|(queue, _)| *queue != self.id) {
-                self.bring_forward(rings);
-            }
-            let Some((_, ring)) = rings.first() else {
-                return Err(Refused::Full);
-            };
-            let pushed = match ring.push(|room| record.encode(room)) {
-                true => Ok(()),
-                false => push_measured(ring, record),
-            };
-            if (pushed == Err(Refused::Full) || ring.is_due())
-                && !self.wake_pending.swap(true, Ordering::AcqRel)
-            {
-                (self.wake)();
-            }
-            pushed
-        };
-        // A thread that is ending, and drops what it still has, may have lost its rings.
-        RINGS.try_with(push).unwrap_or_else(|_| {
+    pub(crate) fn push(&self, record: &impl Measure) -> Result<(), Refused> {
+        let Some(ring) = self.take_ring() else {
             self.lost_before.fetch_add(1, Ordering::Relaxed);
-            Err(Refused::Full)
-        })
+            return Err(Refused::Full);
+        };
+        let pushed = match record.encode(ring.room()) {
+            Some(words) => {
+                ring.publish(words);
+                Ok(())
+            }
+            None => push_measured(&ring, record),
+        };
+        self.put_back(ring, pushed == Err(Refused::Full));
+        pushed
     }
 
-    /// Puts this queue's ring of the thread in front, made where there is none.
-    #[cold]
-    fn bring_forward(&self, rings: &mut Vec<(u64, Arc<Ring>)>) {
-        match rings.iter().position(|(queue, _)| *queue == self.id) {
-            Some(at) => rings.swap(0, at),
-            None => {
-                // Rings of queues that have ended are dropped here.
-                rings.retain(|(_, ring)| Arc::strong_count(ring) > 1);
-                rings.insert(0, (self.id, self.add_ring()));
-            }
+    /// The same, with no second look at a record that found no room or was too long: it is
+    /// to be pushed then.
+    // No closure of any of this would be inlined everywhere.
+    #[inline(always)]
+    pub(crate) fn try_push(&self, record: &impl Encode) -> bool {
+        let Some(ring) = self.take_ring() else {
+            return false;
+        };
+        let written = record.encode(ring.room());
+        if let Some(words) = written {
+            ring.publish(words);
         }
+        self.put_back(ring, false);
+        written.is_some()
+    }
+
+    /// This queue's ring of the thread, out of its place. None: the thread is ending, and has
+    /// lost what it had of its own.
+    #[inline(always)]
+    fn take_ring(&self) -> Option<Arc<Ring>> {
+        match RING.try_with(Cell::take) {
+            Ok(Some((queue, ring))) if queue == self.id => Some(ring),
+            Ok(other) => Some(self.find_ring(other)),
+            Err(_) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn put_back(&self, ring: Arc<Ring>, is_full: bool) {
+        let is_due = is_full || ring.is_due();
+        // A thread that is ending has no place for it any more.
+        let _ = RING.try_with(|place| place.set(Some((self.id, ring))));
+        if is_due && !self.wake_pending.swap(true, Ordering::AcqRel) {
+            (self.wake)();
+        }
+    }
+
+    /// This queue's ring of the thread, made where there is none; `other` is another queue's.
+    #[cold]
+    fn find_ring(&self, other: Option<(u64, Arc<Ring>)>) -> Arc<Ring> {
+        let find = |others: &RefCell<Vec<(u64, Arc<Ring>)>>| {
+            let others = &mut *others.borrow_mut();
+            others.extend(other);
+            // Rings of queues that have ended are dropped here.
+            others.retain(|(_, ring)| Arc::strong_count(ring) > 1);
+            let at = others.iter().position(|(queue, _)| *queue == self.id)?;
+            Some(others.swap_remove(at).1)
+        };
+        let found = OTHER_RINGS.try_with(find).ok().flatten();
+        found.unwrap_or_else(|| self.add_ring())
     }
 
     fn add_ring(&self) -> Arc<Ring> {
@@ -165,7 +197,7 @@ impl Queue {
 
 /// For a record that found no room where it could be of any length.
 #[cold]
-fn push_measured(ring: &Ring, record: &impl Encode) -> Result<(), Refused> {
+fn push_measured(ring: &Ring, record: &impl Measure) -> Result<(), Refused> {
     let words = record.words().ok_or(Refused::TooLong)?;
     match ring.push_measured(words, |room| record.encode(room)) {
         true => Ok(()),
@@ -270,6 +302,33 @@ mod tests {
             );
         }
         assert_eq!(queue.lost(), 0);
+    }
+
+    #[test]
+    fn a_thread_has_one_ring_in_each_queue_until_the_queue_is_gone() {
+        let queues = [(); 2].map(|()| Queue::new(0, Box::new(|| {})));
+        for time in 0..9 {
+            for queue in &queues {
+                assert_eq!(queue.push(&action(time, "r")), Ok(()));
+            }
+        }
+        for queue in &queues {
+            let mut times = Vec::new();
+            queue.drain(|record| match record {
+                Record::Action(action) => times.push(action.time),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(times, Vec::from_iter(0..9));
+        }
+        let rings = queues.each_ref().map(|queue| {
+            let rings = queue.lock();
+            assert_eq!(rings.len(), 1);
+            Arc::downgrade(&rings[0])
+        });
+        drop(queues);
+        // The next queue's first record looks at what is left.
+        assert_eq!(Queue::new(0, Box::new(|| {})).push(&action(1, "r")), Ok(()));
+        assert!(rings.iter().all(|ring| ring.strong_count() == 0));
     }
 
     #[test]

@@ -71,22 +71,26 @@ impl Ring {
         }
     }
 
-    /// Has `write` fill a record where there is room for one that is not known to be
-    /// long; it says how many words it took, as the first of them does. False: it says
-    /// that this is not enough, which is the case at the ring's end and until the reader's
-    /// progress has been looked at, by [`Self::push_measured`].
-    #[inline]
-    pub(crate) fn push(&self, write: impl FnOnce(&[AtomicU64]) -> Option<usize>) -> bool {
+    /// Room for one record that is not known to be long: what is written there is one with
+    /// [`Self::publish`]. It is too short at the ring's end, and until the reader's progress has
+    /// been looked at, by [`Self::push_measured`].
+    #[inline(always)]
+    pub(crate) fn room(&self) -> &[AtomicU64] {
         let head = self.producer.0.head.load(Ordering::Relaxed);
         let used = head.wrapping_sub(self.producer.0.tail.load(Ordering::Relaxed));
         let at = head & (self.words.len() - 1);
         let free = (self.words.len() - used).min(MAX_UNMEASURED);
         let end = self.words.len().min(at + free);
-        let Some(written) = self.words.get(at..end).and_then(write) else {
-            return false;
-        };
-        self.publish(head.wrapping_add(written));
-        true
+        self.words.get(at..end).unwrap_or_default()
+    }
+
+    /// The first words of [`Self::room`] are a record, the first of which says how many.
+    #[inline(always)]
+    pub(crate) fn publish(&self, words: usize) {
+        let head = self.producer.0.head.load(Ordering::Relaxed);
+        let head = head.wrapping_add(words);
+        self.producer.0.head.store(head, Ordering::Relaxed);
+        self.head.0.store(head, Ordering::Release);
     }
 
     /// Has `write` fill a record of exactly `needed` words, the first of which says
@@ -114,14 +118,8 @@ impl Ring {
         };
         let written = write(&self.words[begin..begin + needed]);
         debug_assert_eq!(written, Some(needed));
-        self.publish(head.wrapping_add(skipped + needed));
+        self.publish(skipped + needed);
         true
-    }
-
-    #[inline]
-    fn publish(&self, head: usize) {
-        self.producer.0.head.store(head, Ordering::Relaxed);
-        self.head.0.store(head, Ordering::Release);
     }
 
     fn has_room(&self, head: usize, needed: usize) -> bool {

@@ -19,21 +19,21 @@ pub(super) struct First<'r> {
 
 impl<'r> Writer<'r> {
     /// Room after a first word, which is written last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn after_first(room: &'r [AtomicU64]) -> Option<(First<'r>, Self)> {
         let (word, rest) = room.split_first()?;
         let room = room.len();
         Some((First { word, room }, Self { rest }))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn words<const N: usize>(self, words: [u64; N]) -> Option<Self> {
         let (slots, rest) = self.rest.split_first_chunk::<N>()?;
         store(slots, &words);
         Some(Self { rest })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn slice(self, words: &[u64]) -> Option<Self> {
         let (slots, rest) = self.rest.split_at_checked(words.len())?;
         store(slots, words);
@@ -41,7 +41,7 @@ impl<'r> Writer<'r> {
     }
 
     /// Bytes, zero-padded to whole words.
-    #[inline]
+    #[inline(always)]
     pub(super) fn bytes(self, bytes: &[u8]) -> Option<Self> {
         let (slots, rest) = self.rest.split_at_checked(bytes.len().div_ceil(8))?;
         let Some((last, slots)) = slots.split_last() else {
@@ -58,7 +58,7 @@ impl<'r> Writer<'r> {
 impl First<'_> {
     /// Writes it for the record that ends here, whose length it has in its lowest bits; the
     /// length.
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(self, header: u64, end: Writer<'_>) -> usize {
         let words = self.room - end.rest.len();
         self.word.store(header | words as u64, Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl First<'_> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn store(slots: &[AtomicU64], words: &[u64]) {
     for (slot, word) in slots.iter().zip(words) {
         slot.store(*word, Ordering::Relaxed);

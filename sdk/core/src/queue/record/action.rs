@@ -16,10 +16,10 @@ use crate::vocabulary::ActionId;
 
 use super::super::sync::AtomicU64;
 use super::super::writer::Writer;
-use super::attributes::{Attributes, Kept};
+use super::attributes::{Attributes, Kept, WriteAttributes};
 use super::{
-    Encode, KIND_ACTION, KIND_BIND, MAX_TEXT, Reader, cut, header, kept_id, lengths, texts,
-    words_of, write_context,
+    Encode, KIND_ACTION, KIND_BIND, MAX_TEXT, Measure, Reader, cut, header, kept_id, lengths,
+    texts, words_of, write_context,
 };
 
 const HAS_CONTEXT: u64 = 1;
@@ -74,13 +74,15 @@ impl<'a> ActionRecord<'a> {
     }
 }
 
-impl Encode for ActionRecord<'_> {
+impl Measure for ActionRecord<'_> {
     fn words(&self) -> Option<usize> {
         let context = if self.context.is_some() { 4 } else { 0 };
         let texts = words_of(self.request_id.len()) + words_of(self.name.len());
         Some(3 + context + texts + self.attributes.words()?)
     }
+}
 
+impl Encode for ActionRecord<'_> {
     #[inline]
     fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
         let (first, mut writer) = Writer::after_first(room)?;
@@ -185,14 +187,16 @@ pub(crate) struct Bind<'a> {
     pub(crate) context: Option<SpanContext>,
 }
 
-impl Encode for Bind<'_> {
+impl Measure for Bind<'_> {
     fn words(&self) -> Option<usize> {
         let context = if self.context.is_some() { 4 } else { 0 };
         let id = words_of(cut(self.request_id, MAX_TEXT).len());
         let canonical = words_of(cut(self.canonical, MAX_TEXT).len());
         Some(2 + context + id + canonical)
     }
+}
 
+impl Encode for Bind<'_> {
     fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
         let (first, mut writer) = Writer::after_first(room)?;
         let id = cut(self.request_id, MAX_TEXT);

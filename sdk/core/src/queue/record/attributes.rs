@@ -24,47 +24,110 @@ type Pairs<'a> = [(KeyRef<'a>, ValueRef<'a>)];
 /// Attributes of a record.
 #[derive(Clone, Copy)]
 pub(crate) enum Kept<'a> {
-    /// As the caller holds them: up to so many, with values of up to so many bytes.
-    Pairs(&'a Pairs<'a>, usize, usize),
+    /// As the caller holds them: they may be more than is kept.
+    Pairs(&'a Pairs<'a>, Bounds),
     /// As they will be written.
     Packed(&'a PackedAttributes),
 }
 
-/// What is left of attributes that do not.
+/// Attributes of a record that is written where they are said: what each of them is is known
+/// there, and it is nowhere but in the record.
+pub(crate) struct Literal<'a, const N: usize>(&'a [(KeyRef<'a>, ValueRef<'a>); N], Bounds);
+
+/// How much is kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Attributes.
+    most: usize,
+    /// Bytes of a value; a text that has more may still have no more characters than are kept.
+    longest: usize,
+}
+
+/// Attributes that a record can take.
+pub(crate) trait WriteAttributes {
+    /// How many there are.
+    fn count(&self) -> usize;
+    /// None: there is no room, or there is more than is kept.
+    fn write<'w>(&self, writer: Writer<'w>) -> Option<Writer<'w>>;
+}
+
+/// What is left of attributes that are more than is kept.
 pub(crate) struct Cut<'a> {
     pub(crate) list: Vec<(KeyRef<'a>, ValueRef<'a>)>,
     /// How many are left out.
     pub(crate) dropped: u32,
 }
 
+impl Bounds {
+    const ALL: Self = Self {
+        most: MAX_ATTRIBUTES,
+        longest: MAX_VALUE,
+    };
+
+    #[inline(always)]
+    fn of(limits: &Limits) -> Self {
+        let longest = limits.attribute_length.unwrap_or(MAX_VALUE);
+        Self {
+            most: limits.attributes.min(MAX_ATTRIBUTES),
+            longest: longest.min(MAX_VALUE),
+        }
+    }
+}
+
+impl<'a, const N: usize> Literal<'a, N> {
+    #[inline(always)]
+    pub(crate) fn new(list: &'a [(KeyRef<'a>, ValueRef<'a>); N], limits: &Limits) -> Self {
+        Self(list, Bounds::of(limits))
+    }
+}
+
+impl<const N: usize> WriteAttributes for Literal<'_, N> {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        N
+    }
+
+    #[inline(always)]
+    fn write<'w>(&self, mut writer: Writer<'w>) -> Option<Writer<'w>> {
+        let Self(list, bounds) = self;
+        if N > bounds.most {
+            return None;
+        }
+        let mut rest = &list[..];
+        // One after the other: in a loop none would be known.
+        macro_rules! write_next {
+            ($($nth:literal)*) => {
+                $(if $nth < N && let [(key, value), after @ ..] = rest {
+                    writer = write_one(*key, value, bounds.longest, writer)?;
+                    rest = after;
+                })*
+            };
+        }
+        write_next!(0 1 2 3 4 5 6 7 8 9);
+        for (key, value) in rest {
+            writer = write_one(*key, value, bounds.longest, writer)?;
+        }
+        Some(writer)
+    }
+}
+
 impl<'a> Kept<'a> {
     /// What a [`Cut`] has left.
     #[inline]
     pub(crate) fn of_cut(list: &'a Pairs<'a>) -> Self {
-        Self::Pairs(list, MAX_ATTRIBUTES, MAX_VALUE)
+        Self::Pairs(list, Bounds::ALL)
     }
 
     /// All of them, which may be more than is kept.
     #[inline]
     pub(crate) fn new(list: &'a Pairs<'a>, limits: &Limits) -> Self {
-        let most = limits.attributes.min(MAX_ATTRIBUTES);
-        let longest = limits.attribute_length.unwrap_or(MAX_VALUE).min(MAX_VALUE);
-        Self::Pairs(list, most, longest)
-    }
-
-    /// How many there are.
-    #[inline]
-    pub(super) fn count(&self) -> usize {
-        match self {
-            Self::Pairs(list, ..) => list.len(),
-            Self::Packed(packed) => packed.len(),
-        }
+        Self::Pairs(list, Bounds::of(limits))
     }
 
     /// Words that [`Self::write`] writes. None: there is more than is kept.
     pub(super) fn words(&self) -> Option<usize> {
-        let (list, most, longest) = match *self {
-            Self::Pairs(list, most, longest) => (list, most, longest),
+        let (list, Bounds { most, longest }) = match *self {
+            Self::Pairs(list, bounds) => (list, bounds),
             Self::Packed(packed) => return Some(packed.words()),
         };
         let fits = |(key, value): &(KeyRef<'_>, ValueRef<'_>)| {
@@ -75,12 +138,21 @@ impl<'a> Kept<'a> {
         (list.len() <= most && list.iter().all(fits) && words <= MAX_ATTRIBUTE_WORDS)
             .then_some(words)
     }
+}
 
-    /// None: there is no room, or there is more than is kept.
+impl WriteAttributes for Kept<'_> {
     #[inline]
-    pub(super) fn write<'w>(&self, mut writer: Writer<'w>) -> Option<Writer<'w>> {
-        let (list, most, longest) = match *self {
-            Self::Pairs(list, most, longest) => (list, most, longest),
+    fn count(&self) -> usize {
+        match self {
+            Self::Pairs(list, ..) => list.len(),
+            Self::Packed(packed) => packed.len(),
+        }
+    }
+
+    #[inline]
+    fn write<'w>(&self, mut writer: Writer<'w>) -> Option<Writer<'w>> {
+        let (list, Bounds { most, longest }) = match *self {
+            Self::Pairs(list, bounds) => (list, bounds),
             Self::Packed(packed) => return packed.write(writer),
         };
         if list.len() > most {
@@ -93,7 +165,7 @@ impl<'a> Kept<'a> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn write_one<'w>(
     key: KeyRef<'_>,
     value: &ValueRef<'_>,
@@ -109,7 +181,7 @@ fn write_one<'w>(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn write_scalar<'w>(
     key: KeyRef<'_>,
     kind: u64,
@@ -122,7 +194,7 @@ fn write_scalar<'w>(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn write_bytes<'w>(
     key: KeyRef<'_>,
     kind: u64,
@@ -140,7 +212,7 @@ fn write_bytes<'w>(
     writer.bytes(bytes)
 }
 
-#[inline]
+#[inline(always)]
 fn known_head(id: KeyId, kind: u64, value_len: usize) -> u64 {
     u64::from(id.number()) | (kind | KNOWN) << 16 | (value_len as u64) << HEAD_BITS
 }

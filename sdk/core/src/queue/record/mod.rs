@@ -22,7 +22,7 @@ use super::sync::AtomicU64;
 use super::writer::Writer;
 
 pub(crate) use action::{ActionRecord, Bind, DecodedAction};
-pub(crate) use attributes::{Attributes, Cut, Kept};
+pub(crate) use attributes::{Attributes, Cut, Kept, Literal};
 pub(crate) use limited::Limited;
 pub(crate) use more::More;
 pub use packed::PackedAttributes;
@@ -51,6 +51,10 @@ pub(crate) trait Encode {
     /// Writes it; the words that it took. None: there is no room, or it has more than
     /// is kept.
     fn encode(&self, room: &[AtomicU64]) -> Option<usize>;
+}
+
+/// One that can say beforehand how long it will be.
+pub(crate) trait Measure: Encode {
     /// Exactly the words that [`Self::encode`] writes. None: it has more than is kept.
     fn words(&self) -> Option<usize>;
 }

@@ -242,7 +242,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::attributes::Kept;
-    use super::super::{Encode, MAX_TEXT, SpanRecord};
+    use super::super::{MAX_TEXT, Measure, SpanRecord};
     use super::*;
     use crate::config::Limits;
     use crate::event::{FreeSpan, Parent};
@@ -251,7 +251,7 @@ mod tests {
     use crate::value::{Value, set_attribute};
 
     /// What a record says of its span.
-    fn said(record: &impl Encode) -> String {
+    fn said(record: &impl Measure) -> String {
         let queue = Queue::new(1 << 17, Box::new(|| {}));
         assert_eq!(queue.push(record), Ok(()));
         let mut said = String::new();

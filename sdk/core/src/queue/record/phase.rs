@@ -11,8 +11,10 @@ use crate::vocabulary::{ActionId, KnownPhase, PhaseId};
 
 use super::super::sync::AtomicU64;
 use super::super::writer::Writer;
-use super::attributes::{Attributes, Kept};
-use super::{Encode, KIND_PHASE, Reader, header, kept_id, lengths, texts, words_of, write_context};
+use super::attributes::{Attributes, Kept, WriteAttributes};
+use super::{
+    Encode, KIND_PHASE, Measure, Reader, header, kept_id, lengths, texts, words_of, write_context,
+};
 
 const HAS_CONTEXT: u64 = 1;
 
@@ -34,12 +36,14 @@ impl<'a> PhaseRecord<'a> {
     }
 }
 
-impl Encode for PhaseRecord<'_> {
+impl Measure for PhaseRecord<'_> {
     fn words(&self) -> Option<usize> {
         let context = if self.phase.context.is_some() { 4 } else { 0 };
         Some(6 + context + words_of(self.request_id.len()) + self.attributes.words()?)
     }
+}
 
+impl Encode for PhaseRecord<'_> {
     #[inline]
     fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
         let (first, mut writer) = Writer::after_first(room)?;

@@ -14,10 +14,10 @@ use crate::span::{ScopeId, SpanKind, StatusRef};
 
 use super::super::sync::AtomicU64;
 use super::super::writer::Writer;
-use super::attributes::{Attributes, Kept};
+use super::attributes::{Attributes, Kept, WriteAttributes};
 use super::{
-    Encode, KIND_SPAN, MAX_MORE_WORDS, MAX_TEXT, Reader, cut, header, kept_id, lengths, texts,
-    words_of,
+    Encode, KIND_SPAN, MAX_MORE_WORDS, MAX_TEXT, Measure, Reader, cut, header, kept_id, lengths,
+    texts, words_of,
 };
 
 const UNSET: u64 = 0;
@@ -30,21 +30,21 @@ const PARENT_IS_REMOTE: u64 = 16;
 const HAS_MORE: u64 = 32;
 
 /// A span that is ready to be written.
-pub(crate) struct SpanRecord<'a> {
+pub(crate) struct SpanRecord<'a, A> {
     span: &'a FreeSpan<'a>,
     name: &'a str,
     /// The request that it hangs under, else its tracestate: a request's is its own.
     second: &'a str,
     error: &'a str,
-    attributes: Kept<'a>,
+    attributes: A,
     /// Events, links and dropped counts as OTLP fields.
     more: &'a [u8],
 }
 
-impl<'a> SpanRecord<'a> {
+impl<'a, A> SpanRecord<'a, A> {
     /// With what is kept of its attributes, and [`more`] of the span.
-    #[inline]
-    pub(crate) fn new(span: &'a FreeSpan<'a>, attributes: Kept<'a>, more: &'a [u8]) -> Self {
+    #[inline(always)]
+    pub(crate) fn new(span: &'a FreeSpan<'a>, attributes: A, more: &'a [u8]) -> Self {
         let name = cut(span.name, MAX_TEXT);
         let second = match span.parent {
             Parent::Request(id) => kept_id(id),
@@ -84,7 +84,7 @@ pub(crate) fn more(span: &FreeSpan<'_>) -> Vec<u8> {
     }
 }
 
-impl Encode for SpanRecord<'_> {
+impl Measure for SpanRecord<'_, Kept<'_>> {
     fn words(&self) -> Option<usize> {
         let texts = [self.name, self.second, self.error];
         let texts: usize = texts.iter().map(|text| words_of(text.len())).sum();
@@ -95,8 +95,10 @@ impl Encode for SpanRecord<'_> {
         };
         Some(9 + texts + self.attributes.words()? + more)
     }
+}
 
-    #[inline]
+impl<A: WriteAttributes> Encode for SpanRecord<'_, A> {
+    #[inline(always)]
     fn encode(&self, room: &[AtomicU64]) -> Option<usize> {
         let (first, mut writer) = Writer::after_first(room)?;
         let span = self.span;
