@@ -114,14 +114,19 @@ pub(crate) fn with_attributes<T>(
     }
     let mut record = Some(record);
     let done = with_critical_section(mapping, || {
-        if let Some(pairs) = plain_pairs(mapping, &[]) {
+        // Filled in its place: there is room for many, and to copy it takes its time.
+        let mut pairs = ArrayVec::new();
+        if plain_pairs(mapping, &[], &mut pairs) {
             return record.take().and_then(|record| record(&pairs));
         }
         let mut lists = ArrayVec::<Value, LISTS>::new();
         let all_read = cpython::each_entry(mapping, |_, v| {
             !is_list(v) || plain_list(v).is_some_and(|list| lists.try_push(list).is_ok())
         });
-        let pairs = plain_pairs(mapping, &lists).filter(|_| all_read)?;
+        let mut pairs = ArrayVec::new();
+        if !all_read || !plain_pairs(mapping, &lists, &mut pairs) {
+            return None;
+        }
         record.take().and_then(|record| record(&pairs))
     });
     match record {
@@ -133,24 +138,23 @@ pub(crate) fn with_attributes<T>(
 /// Most lists among them.
 const LISTS: usize = 4;
 
-/// The entries of a dictionary, in which `lists` are, in their order; none if Python
-/// code must run to read them.
+/// Adds the entries of a dictionary, in which `lists` are, in their order. False: Python code
+/// must run to read them, or they are too many.
 #[inline]
 fn plain_pairs<'a>(
     mapping: &'a Bound<'_, PyAny>,
     lists: &'a [Value],
-) -> Option<ArrayVec<Pair<'a>, PLAIN>> {
-    let mut pairs = ArrayVec::new();
+    pairs: &mut ArrayVec<Pair<'a>, PLAIN>,
+) -> bool {
     let mut lists = lists.iter();
-    let all_plain = cpython::each_entry(mapping, |k, v| {
+    cpython::each_entry(mapping, |k, v| {
         if v.is_none() {
             return true;
         }
         let value = plain(v).or_else(|| lists.next().filter(|_| is_list(v)).map(Value::as_ref));
         let pair = key(k).zip(value);
         pair.is_some_and(|pair| pairs.try_push(pair).is_ok())
-    });
-    all_plain.then_some(pairs)
+    })
 }
 
 #[inline]

@@ -44,7 +44,10 @@ pub(super) enum Place {
 impl State {
     /// Adds a block.
     pub(super) fn open(&mut self, open: Open) {
-        self.others.extend(self.last.replace(open));
+        match &self.last {
+            None => self.last = Some(open),
+            Some(_) => self.others.extend(self.last.replace(open)),
+        }
     }
 
     /// Takes out the block whose context is `here`, else the last one; with one block
@@ -53,16 +56,15 @@ impl State {
         &mut self,
         here: impl FnOnce() -> Option<omnitrace::SpanContext>,
     ) -> Option<Open> {
-        if !self.others.is_empty() {
-            let here = here();
-            if self.last.as_ref().map(|open| open.context) != here
-                && let Some(at) = self.others.iter().rposition(|o| Some(o.context) == here)
-            {
-                return Some(self.others.remove(at));
-            }
+        if self.others.is_empty() {
+            return self.last.take();
         }
-        let last = self.last.take();
-        self.last = self.others.pop();
-        last
+        let here = here();
+        if self.last.as_ref().map(|open| open.context) != here
+            && let Some(at) = self.others.iter().rposition(|o| Some(o.context) == here)
+        {
+            return Some(self.others.remove(at));
+        }
+        std::mem::replace(&mut self.last, self.others.pop())
     }
 }
